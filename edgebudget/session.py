@@ -1,0 +1,54 @@
+"""ONNX Runtime sessions on the CPU, opened the same way everywhere in the compiler."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from edgebudget_runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from edgebudget.workload import Array
+
+
+class CpuSession:
+    """A model loaded in ONNX Runtime's CPU provider, and nothing else."""
+
+    def __init__(
+        self, model: bytes | Path, *, threads: int | None = None, optimize: bool = True
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.inter_op_num_threads = 1
+        # Spinning threads steal the core from each other when other work shares the machine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            self._session = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+        except Exception as e:  # the engine raises a dozen unrelated types here
+            raise ArtifactError(
+                "EB510",
+                f"ONNX Runtime cannot load this model: {_first_line(e)}",
+                hint="check the file with `edgebudget inspect`",
+            ) from e
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; names are the model's own."""
+        values: Any = self._session.run(list(self.outputs), {k: inputs[k] for k in self.inputs})
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def _first_line(e: Exception) -> str:
+    text = str(e).strip()
+    return text.splitlines()[0] if text else type(e).__name__

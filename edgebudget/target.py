@@ -1,0 +1,112 @@
+"""Where a model runs: what a target module answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgebudget.program import Program
+    from edgebudget.workload import Array
+    from edgebudget_runtime.cost import Figure
+
+Family = Literal["cpu", "npu", "gpu"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """What passes need to know about a target; read from `targets/edgebudget_targets/*.toml`."""
+
+    name: str  # canonical: "cpu", "npu:hexagon/snapdragon-8-gen3"
+    family: Family
+    engine: str  # "onnxruntime-cpu", "onnxruntime-qnn"
+    device: str  # for people: "Snapdragon 8 Gen 3 (SM8650), Hexagon v75"
+    channel_multiple: int
+    activation_dtypes: tuple[str, ...]  # preferred first: ("uint8", "uint16")
+    weight_dtypes: tuple[str, ...]
+    float_fallback: bool  # True: a node left in float is fine (CPU); False: all must be integer
+    max_fallback: int | None  # default limit on nodes outside the processor; None: no limit
+    options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether the engine works here, and how to get it if not."""
+
+    ok: bool
+    why: str = ""
+    install: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlacement:
+    """Where one node runs; `why` is the engine's reason when it is not the target's processor."""
+
+    name: str
+    op: str
+    processor: str  # "npu", "cpu"
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where every node of a segment runs."""
+
+    nodes: tuple[NodePlacement, ...]
+    processor: str  # the target's own processor
+
+    @property
+    def fallback(self) -> tuple[NodePlacement, ...]:
+        """Nodes that do not run on the target's processor."""
+        return tuple(n for n in self.nodes if n.processor != self.processor)
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """One exported segment: its main file, and files that go with it (compiled context)."""
+
+    file: Path
+    extra: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Executor(Protocol):
+    """A loaded segment."""
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch; names are the segment's own."""
+        ...
+
+
+class Target(Protocol):
+    """A device family reached through one engine."""
+
+    spec: TargetSpec
+
+    def available(self) -> Availability:
+        """Whether this target can lower and run here."""
+        ...
+
+    def lower(self, program: Program, folder: Path, name: str) -> Lowered:
+        """Write a graph-stage program as this engine wants it."""
+        ...
+
+    def open(self, file: Path, *, exact: bool = False) -> Executor:
+        """Load a segment for evaluation.
+
+        `exact` False may use a fast engine with the same integer arithmetic (the CPU for an
+        NPU); True runs the target's own engine or the vendor's emulator.
+        """
+        ...
+
+    def placement(self, file: Path) -> Placement:
+        """Where the engine puts every node of this file."""
+        ...
+
+    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
+        """Latency of one input on this target, measured, simulated, modelled or unknown."""
+        ...

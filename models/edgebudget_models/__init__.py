@@ -1,0 +1,1 @@
+"""The zoo: definitions, weights, data and training recipes. Imports nothing of edgebudget."""

@@ -1,0 +1,1 @@
+"""Built-in targets: `<engine>.py` lowers and runs, `<device>.toml` describes."""
