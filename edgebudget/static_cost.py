@@ -1,0 +1,41 @@
+"""What can be counted without running anything: MACs, parameters, bytes, planned memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgebudget_runtime.cost import Cost, Figure, counted
+
+if TYPE_CHECKING:
+    from edgebudget.program import Program
+
+
+def static_cost(program: Program, where: str = "the graph") -> Cost:
+    """Count a program at its stated input shapes.
+
+    A module has MACs and parameters only: its bytes and memory are known once it is a graph.
+    """
+    from edgebudget.counter import count
+
+    report = count(program)
+    if program.stage == "module":
+        return Cost(
+            macs=counted(report.macs, "counted on the torch.export graph"),
+            params=counted(
+                sum(p.numel() for p in program.body.parameters()), "parameters of the module"
+            ),
+        )
+    from edgebudget.memory import plan_memory
+
+    memory = plan_memory(program.body)
+    return Cost(
+        macs=counted(report.macs, f"counted on {where}"),
+        params=counted(report.params, f"initializers of {where}"),
+        size_bytes=counted(program.body.ByteSize(), f"bytes of {where}"),
+        memory_bytes=Figure(
+            value=float(memory.total_bytes),
+            evidence="modelled",
+            how=f"weights {memory.weight_bytes} B + liveness peak {memory.peak_activation_bytes} B "
+            f"at {memory.peak_at}; engine scratch not included",
+        ),
+    )
