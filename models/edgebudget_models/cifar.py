@@ -1,0 +1,55 @@
+"""What the CIFAR-10 entries share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebudget_models.entry import Split, ZooData
+
+if TYPE_CHECKING:
+    from edgebudget_models.image_folder import PictureRecipe
+
+# In alphabetical order: labels 0..9.
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def describe(size: int) -> dict[str, Any]:
+    """The pre-processing as plain JSON."""
+    return {
+        "layout": "NCHW",
+        "color": "RGB",
+        "range": [0.0, 1.0],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "resize": f"shorter side to {size} (bilinear), centre crop {size}x{size}",
+    }
+
+
+def recipe(size: int) -> PictureRecipe:
+    """Pictures of `size` x `size`, normalised."""
+    from edgebudget_models.image_folder import PictureRecipe
+
+    return PictureRecipe(size, MEAN, STD)
+
+
+def folder_data(split: Split, root: Path | None, size: int, name: str) -> ZooData:
+    """A split of the picture folder `root`; ValueError where there is none."""
+    from edgebudget_models.image_folder import FolderData
+
+    if root is None:
+        raise ValueError(f"{name} needs a folder of pictures: root/{{train,test}}/<class>/*.jpg")
+    return FolderData(root, split, CLASSES, recipe(size))
