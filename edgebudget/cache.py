@@ -59,6 +59,7 @@ class Cache:
         self.folder = (folder or default_folder()) / _LAYOUT
         self._emit = emit
         self._lock: int | None = None
+        self._work: dict[str, tuple[Path, int]] = {}  # key -> folder, handle that locks it
         self._writable = True
 
     def get(self, key: str) -> Path | None:
@@ -98,6 +99,39 @@ class Cache:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
+    def workdir(self, key: str) -> Path:
+        """A folder for the checkpoints of the step `key`, found again after a kill.
+
+        No other process is given it meanwhile. `done` removes it.
+        """
+        if key in self._work:
+            return self._work[key][0]
+        number = 0
+        while self._writable and self._share():
+            folder = self.folder / "work" / (f"{key}-{number}" if number else key)
+            try:
+                handle = os.open(self._made(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as e:
+                self._writable = False
+                self._say(f"checkpoints are not kept: {folder.parent}: {e.strerror}")
+                break
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # the same step runs in another process
+                os.close(handle)
+                number += 1
+                continue
+            self._work[key] = (folder, handle)
+            return folder
+        return Path(tempfile.mkdtemp(prefix="edgebudget-work-"))
+
+    def done(self, key: str) -> None:
+        """Forget the checkpoints of a finished step."""
+        if key in self._work:
+            folder, handle = self._work.pop(key)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
     def ls(self) -> list[Entry]:
         """Every entry, the least recently used first."""
         found = []
@@ -112,6 +146,8 @@ class Cache:
     ) -> tuple[Entry, ...]:
         """Remove entries unused for `older_than_s`, then the oldest until `max_bytes` are left.
 
+        What killed compiles left behind goes too, their checkpoints included.
+
         Raises:
             UsageError: EB123 a compile is using this cache.
             ArtifactError: EB505 the cache cannot be written.
@@ -122,6 +158,7 @@ class Cache:
         try:
             self._lock = self._take(fcntl.LOCK_EX)
             shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+            shutil.rmtree(self.folder / "work", ignore_errors=True)
             doomed = tuple(_doomed(self.ls(), max_bytes, older_than_s))
             for entry in doomed:
                 self._drop(self._entry(entry.key))
@@ -140,7 +177,10 @@ class Cache:
             self.close()
 
     def close(self) -> None:
-        """Let `gc` of other processes go ahead."""
+        """Let `gc` of other processes go ahead, and give the work folders back."""
+        for _, handle in self._work.values():
+            os.close(handle)
+        self._work.clear()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -57,6 +57,7 @@ class Built:
     program: Program
     records: tuple[PassRecord, ...]
     key: str
+    cost: Cost | None = None  # of the program, once somebody counted
 
 
 def run_steps(setting: Setting, start: Built, steps: Sequence[Step]) -> Built:
@@ -115,6 +116,7 @@ def _graph_step(setting: Setting, before: Built, step: Step) -> Built:
         return replace(hit, records=before.records + hit.records)
     built = _apply(setting, before, step, key, setting.cache.workdir(key))
     _write(setting, built, since=len(before.records))
+    setting.cache.done(key)
     return built
 
 
@@ -136,7 +138,7 @@ def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path)
         emit=setting.emit,
         deadline=setting.deadline,
     )
-    cost_before, began = setting.cost(program), time.monotonic()
+    cost_before, began = before.cost or setting.cost(program), time.monotonic()
     setting.emit(Started(p.name))
     try:
         result = p.run(program, step.config, ctx)
@@ -164,7 +166,7 @@ def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path)
         declined=result.declined,
         seconds=time.monotonic() - began,
     )
-    return Built(after, (*before.records, record), key)
+    return Built(after, (*before.records, record), key, record.after)
 
 
 def _check(
@@ -217,7 +219,8 @@ def _read(setting: Setting, key: str, like: Program) -> Built | None:
         return None
     for r in records:
         setting.emit(Said("info", f"{r.name}: taken from the cache"))
-    return Built(replace(like, stage="graph", body=body, facts=facts), records, key)
+    cost = records[-1].after if records and records[-1].after.size_bytes.value else None
+    return Built(replace(like, stage="graph", body=body, facts=facts), records, key, cost)
 
 
 def record_from_dict(raw: Mapping[str, Any]) -> PassRecord:

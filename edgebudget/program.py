@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -118,4 +118,5 @@ class Pass:
     destroys: frozenset[str] = frozenset()
     equivalence: Equivalence = "lossy"
     version: int = 1
-    tags: frozenset[str] = field(default=frozenset())
+    # What the main knob can reach on a program, cheaply: input scales, or smallest and largest MACs
+    reach: Callable[[Program, TargetSpec], tuple[float, ...]] | None = None

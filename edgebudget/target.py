@@ -110,3 +110,7 @@ class Target(Protocol):
     def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
         """Latency of one input on this target, measured, simulated, modelled or unknown."""
         ...
+
+    def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
+        """Latency of `file` over that of `other`, run interleaved; None where not measurable."""
+        ...

@@ -1,0 +1,158 @@
+"""Points of the design space that meet a MACs bound, and how good each looks untrained.
+
+Each candidate is a short list of module-stage steps. Its MACs are counted exactly; its quality
+is probed on calibration data (batch-norm statistics refreshed by the passes, no training).
+Source of the selection by refreshed statistics: "Distributed Pruning Towards Tiny Neural
+Networks in Federated Learning" (FedTiny, 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from edgebudget import registry
+from edgebudget.evaluate import Predictions, distance, predict, runner_of, score
+from edgebudget.pipeline import Built, Setting, run_module_steps
+from edgebudget.plan import Step
+from edgebudget.workload import Dataset, Quality
+from edgebudget_runtime.errors import EdgeBudgetError
+
+if TYPE_CHECKING:
+    from edgebudget.program import Program
+
+_PROBE_MACS = 1e12  # multiply-accumulates spent on looking at one candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A point that keeps the MACs bound. `distance` is the output error against the original."""
+
+    label: str
+    steps: tuple[Step, ...]
+    macs: float
+    params: float
+    distance: float | None = None
+    quality: Quality | None = None
+    refused: str = ""  # why it cannot be built, if it cannot
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What module-stage passes can reach for this model, from cheap counts."""
+
+    macs: float  # of the original
+    scales: tuple[float, ...]  # input scales that the network can take, 1.0 not included
+    pruned: float  # smallest MACs by pruning alone
+    reasons: tuple[str, ...] = field(default_factory=tuple)  # why a pass does not apply
+
+    @property
+    def smallest(self) -> float:
+        """Smallest MACs by everything at once (pruned network at the smallest scale)."""
+        return min((self.pruned, *(self.pruned * s * s for s in self.scales)))
+
+
+def reach(setting: Setting, program: Program, macs: float) -> Reach:
+    """Find what each structural pass could reach at best, without training or data."""
+    if program.stage == "graph":
+        why = "the model is a graph file: structural passes need the module (.py, .pt2, zoo, HF)"
+        return Reach(macs, (), macs, (why,))
+    reasons: list[str] = []
+    scales = tuple(s for s in _reach(setting, program, "scale_resolution", reasons) if s < 1.0)
+    if not scales:
+        reasons.append("scale_resolution: the network takes no smaller input")
+    pruned = min(_reach(setting, program, "prune_channels", reasons), default=macs)
+    if pruned >= macs:
+        reasons.append("prune_channels: no channel group can shrink")
+    return Reach(macs, scales, pruned, tuple(reasons))
+
+
+def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) -> tuple[float, ...]:
+    look = registry.get(name).reach
+    assert look is not None, f"{name} does not say what it can reach"
+    try:
+        return look(program, setting.target)
+    except EdgeBudgetError as e:
+        reasons.append(f"{name}: {e.what}")
+        return ()
+
+
+def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ...]]]:
+    """Labels and steps of points at or under `cap` MACs: each pass alone, then both."""
+    resize, prune = registry.get("scale_resolution"), registry.get("prune_channels")
+
+    def scaled(s: float) -> Step:
+        why = f"MACs fall with the square of the input scale: {s:.3f}^2 = {s * s:.2f}"
+        return Step(resize.name, resize.config(scale=s), why)
+
+    def pruned() -> Step:
+        why = f"channel groups shrink until the count is at most {cap:.4g} MACs"
+        return Step(prune.name, prune.config(macs=math.floor(cap)), why)
+
+    if found.macs <= cap:
+        return [("original", ())]
+    points: list[tuple[str, tuple[Step, ...]]] = []
+    fits = sorted((s for s in found.scales if s * s * found.macs <= cap * 1.02), reverse=True)
+    points += [(f"scale {s:.3f}", (scaled(s),)) for s in fits[:2]]
+    if found.pruned <= cap < found.macs:
+        points.append(("prune", (pruned(),)))
+    half = math.sqrt(math.sqrt(cap / found.macs))  # each pass takes half of the reduction
+    between = [s for s in found.scales if s * s * found.macs > cap * 1.02]
+    if between and found.pruned < found.macs:
+        s = min(between, key=lambda v: abs(v - half))
+        if found.pruned * s * s <= cap:
+            points.append((f"scale {s:.3f} + prune", (scaled(s), pruned())))
+    if not points:
+        s = min(found.scales, default=1.0)
+        points.append((f"scale {s:.3f} + prune", (scaled(s), pruned())))
+    return points
+
+
+def probe(
+    setting: Setting, start: Built, label: str, steps: tuple[Step, ...], reference: Predictions
+) -> Candidate:
+    """Build a candidate without training and score it on the calibration samples."""
+    try:
+        built = run_module_steps(setting, start, steps) if steps else start
+    except EdgeBudgetError as e:
+        return Candidate(label, steps, math.nan, math.nan, refused=e.what)
+    unable = [r.declined[0].why for r in built.records if not r.did and r.declined]
+    cost = setting.cost(built.program)
+    found = Candidate(label, steps, cost.macs.value or 0.0, cost.params.value or 0.0)
+    if unable:
+        return replace(found, refused=unable[0])
+    dataset = setting.workload.data.calibration
+    if dataset is None:
+        return found
+    indices = probe_indices(dataset, found.macs)
+    answers = predict(
+        runner_of(built.program), dataset, indices=indices, work=f"probe {label}", emit=setting.emit
+    )
+    near = Predictions(
+        {k: v[: len(indices)] for k, v in reference.outputs.items()},
+        None if reference.labels is None else reference.labels[: len(indices)],
+    )
+    quality = _try_score(setting, answers, near)
+    return replace(found, distance=distance(answers, near), quality=quality)
+
+
+def probe_indices(dataset: Dataset, macs: float) -> list[int]:
+    """The calibration samples a probe looks at: fewer for dearer models, at least 8."""
+    n = int(max(8, min(256, _PROBE_MACS / max(macs, 1.0))))
+    return list(range(min(n, len(dataset))))
+
+
+def _try_score(setting: Setting, answers: Predictions, reference: Predictions) -> Quality | None:
+    task = setting.workload.task
+    if not task.needs_reference and answers.labels is None:
+        return None
+    return score(task, answers, reference)
+
+
+def best(candidates: list[Candidate], cap: float) -> Candidate | None:
+    """The candidate nearest to the original among those that can be built and keep the bound."""
+    able = [c for c in candidates if not c.refused and c.macs <= cap]
+    if not able:
+        return None
+    return min(able, key=lambda c: (c.distance if c.distance is not None else c.macs, c.label))

@@ -1,0 +1,358 @@
+"""Compile a workload to a budget: plan, build, prove, write; or say why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebudget import planner, registry, target_registry
+from edgebudget.artifact import writing
+from edgebudget.assemble import Result, versions, write_artifact
+from edgebudget.cache import Cache, key
+from edgebudget.evaluate import Predictions, predict, runner_of
+from edgebudget.events import Emit, Said, ignore
+from edgebudget.facts import FACTS
+from edgebudget.harm import undo_harm
+from edgebudget.pipeline import Built, Setting, run_steps
+from edgebudget.plan import Plan, load_plan
+from edgebudget.planner import Proposal
+from edgebudget.static_cost import static_cost
+from edgebudget.verify import Depth, Proof, file_cost, nearest, prove
+from edgebudget.workload_loading import load_workload
+from edgebudget_runtime.budget import Budget, Limit
+from edgebudget_runtime.errors import InfeasibleError, MissedError, TargetError
+
+if TYPE_CHECKING:
+    from edgebudget.target import Target
+    from edgebudget.workload import Workload
+    from edgebudget_runtime.manifest import Manifest
+
+_DRAFTS = 4  # how often the MACs bound is tightened for bytes, memory or latency
+
+
+@dataclass(frozen=True, slots=True)
+class CompileResult:
+    """Where the artifact is, and what it says about itself."""
+
+    out: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything one compile works with."""
+
+    workload: Workload
+    target: Target
+    setting: Setting
+    start: Built  # the original, as given
+    graph: Built  # the original, as a float graph
+    settings: dict[str, Any]  # what a replay needs, for recipe.toml
+
+
+def compile(
+    model: str,
+    *,
+    out: Path | str,
+    target: str = "cpu",
+    budget: Budget | None = None,
+    weights: Path | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    plan: Path | Plan | None = None,
+    seed: int = 0,
+    verify: Depth = "sample",
+    force: bool = False,
+    on_event: Emit = ignore,
+) -> CompileResult:
+    """Compile `model` for `target` so that every limit of `budget` is proven on the files.
+
+    `model` is a zoo name, `file.py:function`, `.pt2`, `.onnx`, or a Hugging Face folder or id.
+
+    Raises:
+        UsageError: EB1xx, an argument or the plan is wrong.
+        InfeasibleError: EB4xx, the smallest reachable point breaks a limit (nothing was spent).
+        MissedError: EB410, a limit is not proven; the best so far is at `<out>.missed`.
+        ArtifactError: EB5xx, a file is not what it should be, or `out` cannot be written.
+        TargetError: EB6xx, the target's engine is missing or failed.
+    """
+    out = Path(out)
+    with writing(out, force=force) as folder:
+        job = _prepare(
+            model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
+        )
+        if plan is None:
+            proposal = _fit(job, planner.propose(job.setting, job.start))
+            chosen = proposal.plan
+        else:
+            proposal, chosen = None, plan if isinstance(plan, Plan) else load_plan(plan)
+        reference = _reference(job)
+        result = _best_result(job, chosen, proposal, reference, folder, verify)
+        broken = result.proof.broken(job.setting.budget)
+        if broken:
+            _save_missed(job, result, out)
+            raise MissedError(
+                "EB410",
+                f"not proven: {'; '.join(broken)}",
+                hint=f"the best so far is in {out.name}.missed; {_advice(job, result)}",
+            )
+        manifest = write_artifact(folder, result, job.workload, job.target, job.setting)
+    return CompileResult(out, manifest)
+
+
+def propose(
+    model: str,
+    *,
+    target: str = "cpu",
+    budget: Budget | None = None,
+    weights: Path | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    on_event: Emit = ignore,
+) -> Proposal:
+    """Everything `compile` would decide, without building: feasibility, candidates, the plan.
+
+    Raises:
+        As `compile`, except MissedError.
+    """
+    job = _prepare(
+        model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
+    )
+    proposal = planner.propose(job.setting, job.start)
+    return replace(proposal, plan=planner.with_settings(proposal.plan, **job.settings))
+
+
+def _prepare(
+    model: str,
+    target: str,
+    budget: Budget,
+    weights: Path | None,
+    data: str | None,
+    task: str | None,
+    input_shape: tuple[int, ...] | None,
+    seed: int,
+    emit: Emit,
+) -> _Job:
+    began = time.monotonic()
+    the_target = target_registry.get(target)
+    spec = the_target.spec
+    state = the_target.available()
+    if not state.ok:
+        raise TargetError("EB601", f"{spec.name}: {state.why}", hint=state.install)
+    workload = load_workload(
+        model, weights=weights, data=data, task=task, input_shape=input_shape, seed=seed
+    )
+    if budget.limit("fallback_nodes") is None and spec.max_fallback is not None:
+        limit = Limit("fallback_nodes", float(spec.max_fallback))
+        budget = replace(budget, limits=(*budget.limits, limit))
+    sets = {"calibration": workload.data.calibration, "train": workload.data.train}
+    content = {
+        "versions": versions(),
+        "model": workload.digest,
+        "data": {k: None if d is None else d.digest() for k, d in sets.items()},
+        "task": workload.task.metric,
+        "target": dataclasses.asdict(spec),
+        "max_drop": budget.max_drop,
+        "seed": seed,
+    }
+    setting = Setting(
+        workload=workload,
+        target=spec,
+        budget=budget,
+        facts=FACTS,
+        cost=static_cost,
+        seed=seed,
+        cache=Cache(emit=emit),
+        emit=emit,
+        key=key(content),
+        deadline=None if budget.time_limit_s is None else began + budget.time_limit_s,
+    )
+    start = Built(workload.program, (), setting.key)
+    graph = run_steps(setting, start, ())
+    settings = {
+        "model": model,
+        "target": spec.name,
+        "seed": seed,
+        "data": data,
+        "task": task,
+        "input_shape": None if input_shape is None else list(input_shape),
+        "model_sha256": workload.digest,
+        "limits": [f"{x.resource} <= {x.bound:.12g} ({x.statistic})" for x in budget.limits],
+    }
+    return _Job(workload, the_target, setting, start, graph, settings)
+
+
+def _fit(job: _Job, proposal: Proposal) -> Proposal:
+    """Tighten the MACs bound until an untrained draft keeps bytes, memory and latency too.
+
+    Raises:
+        InfeasibleError: EB404, the draft at the smallest reachable point still breaks a limit.
+    """
+    others = {x.resource for x in job.setting.budget.limits} - {"macs", "fallback_nodes"}
+    if not others:
+        return proposal
+    cap = job.setting.budget.limit("macs") or proposal.baseline.macs.value or math.inf
+    for _ in range(_DRAFTS):
+        cost = _draft_cost(job, proposal.plan)
+        lower = planner.tightened(job.setting, cost, cap)
+        if lower is None:
+            return proposal
+        cap = lower
+        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} MACs"))
+        if cap < proposal.reach.smallest:
+            raise InfeasibleError(
+                "EB404",
+                f"the draft has {_shown(job, cost)}; fitting would take about {cap:.4g} MACs, "
+                f"the smallest reachable point is {proposal.reach.smallest:.4g}",
+                hint="raise the limit, or start from a smaller model",
+            )
+        proposal = planner.propose(job.setting, job.start, cap=cap)
+    return proposal
+
+
+def _draft_cost(job: _Job, plan: Plan) -> Any:
+    """Cost of the plan's result without its training: weights' values do not change a cost."""
+    import tempfile
+
+    steps = [s for s in plan.steps if s.name != "recover"]
+    built = run_steps(job.setting, job.start, steps)
+    with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
+        lowered = job.target.lower(built.program, Path(name), "draft")
+        cost = file_cost(lowered, built.program)
+        if job.setting.budget.limit("latency_ms") is not None:
+            source = job.workload.data.calibration
+            assert source is not None
+            inputs = {k: v[None] for k, v in source.sample(0).inputs.items()}
+            cost = replace(cost, latency_ms=job.target.latency(lowered.file, inputs, 20))
+    return cost
+
+
+def _shown(job: _Job, cost: Any) -> str:
+    return ", ".join(
+        f"{v.limit.resource} {v.actual:.6g} (limit {v.limit.bound:.6g})"
+        for v in job.setting.budget.violations(cost)
+        if v.actual is not None
+    )
+
+
+def _reference(job: _Job) -> Predictions | None:
+    """The original's answers on the evaluation set, from the cache when they are there."""
+    dataset = job.workload.data.evaluation
+    if dataset is None:
+        return None
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    cache = job.setting.cache
+    where = key({"model": job.graph.key, "data": dataset.digest(), "versions": versions()})
+    if folder := cache.get(where):
+        stored = load_file(folder / "answers.safetensors")
+        labels = stored.pop("labels", None)
+        return Predictions({k.removeprefix("out:"): v for k, v in stored.items()}, labels)
+    run = runner_of(job.graph.program)
+    found = predict(run, dataset, work="evaluate the original", emit=job.setting.emit)
+    arrays = {f"out:{k}": np.ascontiguousarray(v) for k, v in found.outputs.items()}
+    if found.labels is not None:
+        arrays["labels"] = np.ascontiguousarray(found.labels)
+    cache.put(where, lambda f: save_file(arrays, f / "answers.safetensors"))
+    return found
+
+
+def _best_result(
+    job: _Job,
+    plan: Plan,
+    proposal: Proposal | None,
+    reference: Predictions | None,
+    folder: Path,
+    depth: Depth,
+) -> Result:
+    """Build and prove the plan; where quality misses, try once more with recovery."""
+    tried: list[Result] = []
+    for attempt in _attempts(job, plan, proposal):
+        result = _build(job, attempt, proposal, reference, folder, depth)
+        tried.append(result)
+        if not result.proof.broken(job.setting.budget) or _late(job):
+            break
+        if not _only_quality(result.proof, job.setting.budget):
+            break
+        job.setting.emit(Said("info", "quality missed its limit: trying a stronger plan"))
+    winner = nearest([r.proof for r in tried], job.setting.budget)
+    chosen = next(r for r in tried if r.proof is winner)
+    if chosen is not tried[-1]:  # the folder holds the last attempt's files
+        chosen = _build(job, chosen.plan, proposal, reference, folder, depth)
+    return chosen
+
+
+def _attempts(job: _Job, plan: Plan, proposal: Proposal | None) -> list[Plan]:
+    """The plan as it is; and, unless the user wrote it, the same with recovery added."""
+    if proposal is None or any(s.name == "recover" for s in plan.steps):
+        return [plan]
+    macs = next(c.macs for c in proposal.candidates if c.label == proposal.chosen)
+    extra = planner.recovery_step(job.setting, macs)
+    if extra is None:
+        return [plan]
+    at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
+    return [plan, replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:]))]
+
+
+def _build(
+    job: _Job,
+    plan: Plan,
+    proposal: Proposal | None,
+    reference: Predictions | None,
+    folder: Path,
+    depth: Depth,
+) -> Result:
+    built = run_steps(job.setting, job.start, plan.steps)
+    built, undone = undo_harm(job.setting, job.target, job.start, built, plan.steps)
+    segments = folder / "segments"
+    segments.mkdir(exist_ok=True)
+    for old in segments.iterdir():
+        old.unlink()
+    lowered = job.target.lower(built.program, segments, "main")
+    proof = prove(
+        lowered,
+        built.program,
+        job.target,
+        job.workload,
+        job.setting.budget,
+        reference,
+        depth=depth,
+        emit=job.setting.emit,
+    )
+    recipe = planner.with_settings(plan, **job.settings)
+    return Result(recipe, proposal, built, job.graph, lowered, proof, undone)
+
+
+def _save_missed(job: _Job, result: Result, out: Path) -> None:
+    """Keep what was built beside `out`, under a name that nobody takes for a proven artifact."""
+    import shutil
+
+    with writing(out.with_name(out.name + ".missed"), force=True) as folder:
+        shutil.copytree(result.lowered.file.parent, folder / "segments")
+        write_artifact(folder, result, job.workload, job.target, job.setting)
+
+
+def _only_quality(proof: Proof, budget: Budget) -> bool:
+    return not budget.violations(proof.cost)
+
+
+def _late(job: _Job) -> bool:
+    return job.setting.deadline is not None and time.monotonic() > job.setting.deadline
+
+
+def _advice(job: _Job, result: Result) -> str:
+    proof = result.proof
+    if proof.drop is not None and job.setting.budget.max_drop is not None:
+        return f"what would fit: --max-drop {max(proof.drop, 0.0) * 100:.2f}%"
+    if proof.placement.fallback:
+        node = proof.placement.fallback[0]
+        return f"not on the {proof.placement.processor}: {node.op} {node.name!r}: {node.why}"
+    return "raise the limit, or give training data"

@@ -1,0 +1,253 @@
+"""Propose a plan for a budget: feasibility first, then candidates, then one plan with reasons.
+
+Nothing dear is spent before the smallest reachable point is known to fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from edgebudget import registry
+from edgebudget.candidates import (
+    Candidate,
+    Reach,
+    best,
+    enumerate_points,
+    probe,
+    probe_indices,
+    reach,
+)
+from edgebudget.evaluate import Predictions, predict, runner_of
+from edgebudget.events import Said
+from edgebudget.pipeline import Built, Setting
+from edgebudget.plan import Plan, Step
+from edgebudget_runtime.cost import Cost, Resource
+from edgebudget_runtime.errors import InfeasibleError, UsageError
+
+if TYPE_CHECKING:
+    from edgebudget.program import Program
+
+GOAL_DROP = 0.01  # relative quality loss aimed at when the user states none
+_TRAINING_MACS = 3e13  # multiply-accumulates spent on recovery; fixed, so that plans reproduce
+_MAX_EPOCHS = 30
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan and everything it was chosen from."""
+
+    plan: Plan
+    baseline: Cost
+    reach: Reach
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "plan": self.plan.as_dict(),
+            "baseline": {k: f.value for k, f in self.baseline.items()},
+            "smallest_reachable_macs": self.reach.smallest,
+            "not_applicable": list(self.reach.reasons),
+            "chosen": self.chosen,
+            "candidates": [
+                {
+                    "label": c.label,
+                    "macs": None if math.isnan(c.macs) else c.macs,
+                    "params": None if math.isnan(c.params) else c.params,
+                    "distance": c.distance,
+                    "quality": None if c.quality is None else c.quality.value,
+                    "refused": c.refused,
+                }
+                for c in self.candidates
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def propose(setting: Setting, start: Built, *, cap: float | None = None) -> Proposal:
+    """Choose structural steps that keep the MACs bound (or `cap`) and the steps that follow.
+
+    Raises:
+        InfeasibleError: EB401, even the smallest reachable point breaks a limit.
+        UsageError: EB130, a pass needs calibration data and there is none.
+    """
+    program = start.program
+    baseline = setting.cost(program)
+    macs = baseline.macs.value or 0.0
+    found = reach(setting, program, macs)
+    bound = setting.budget.limit("macs")
+    check_feasible(setting, found, baseline)
+    cap = min(x for x in (cap, bound, math.inf) if x is not None)
+    if cap < found.smallest:
+        raise _infeasible("MACs", cap, found.smallest, found)
+    if setting.workload.data.calibration is None:
+        raise UsageError(
+            "EB130",
+            f"no calibration data for {setting.workload.name}: quantization would be a guess",
+            hint="give --data imagefolder:DIR, npz:FILE or file.py:function",
+        )
+    candidates = _look(setting, start, found, cap)
+    chosen = best(candidates, cap)
+    if chosen is None:
+        refused = "; ".join(f"{c.label}: {c.refused or f'{c.macs:.4g} MACs'}" for c in candidates)
+        raise InfeasibleError(
+            "EB402",
+            f"no candidate keeps {cap:.4g} MACs ({refused})",
+            hint=f"the smallest reachable point is about {found.smallest:.4g} MACs",
+        )
+    steps = (*chosen.steps, *_recovery(setting, chosen), *graph_steps(setting, program))
+    notes = tuple(f"not applicable: {r}" for r in found.reasons)
+    return Proposal(
+        Plan(steps, reasons=_reasons(candidates, chosen, cap)),
+        baseline,
+        found,
+        tuple(candidates),
+        chosen.label,
+        notes,
+    )
+
+
+def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
+    """Refuse a budget that nothing we can build could meet.
+
+    Raises:
+        InfeasibleError: EB401 with the smallest reachable point and the limit that binds.
+    """
+    budget = setting.budget
+    if (bound := budget.limit("macs")) is not None and bound < found.smallest:
+        raise _infeasible("MACs", bound, found.smallest, found)
+    params = baseline.params.value or 0.0
+    floor = params * (found.pruned / found.macs if found.macs else 1.0)
+    if (bound := budget.limit("params")) is not None and bound < floor * 0.5:
+        raise _infeasible("parameters", bound, floor, found)
+    if (bound := budget.limit("size_bytes")) is not None and bound < floor * 0.5:
+        raise _infeasible("bytes (one per parameter)", bound, floor, found)
+    unknown: tuple[Resource, ...] = ("energy_mj", "latency_ms")
+    for resource in unknown:
+        if budget.limit(resource) is not None and setting.target.family != "cpu":
+            raise InfeasibleError(
+                "EB403",
+                f"{resource} on {setting.target.name} is unknown here, and an unknown cost "
+                "never satisfies a limit",
+                hint="limit --macs, --size or --memory instead, or compile for a target that "
+                "measures it (`edgebudget targets`)",
+            )
+    if budget.limit("energy_mj") is not None:
+        raise InfeasibleError(
+            "EB403",
+            f"energy on {setting.target.name} cannot be measured on this machine",
+            hint="limit --macs or --latency instead",
+        )
+
+
+def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:
+    """Clean-up, rewrites for the target, equalization and quantization."""
+    whys = {
+        "clean_graph": "constant folding, dead code and weights-as-inputs, each step checked",
+        "fold_batchnorm": "a folded batch norm costs nothing and quantizes better",
+        "rewrite_for_target": f"forms that {setting.target.device} runs as integers",
+        "equalize": "even channel ranges lose less to 8 bits",
+        "quantize_int8": f"{setting.target.name} computes fastest with 8-bit integers",
+    }
+    return tuple(
+        Step(n, registry.get(n).config(), why) for n, why in whys.items() if n in registry.names()
+    )
+
+
+def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Candidate]:
+    points = enumerate_points(found, cap)
+    if len(points) == 1 and not points[0][1]:
+        macs, params = found.macs, setting.cost(start.program).params.value or 0.0
+        return [Candidate(points[0][0], (), macs, params, distance=0.0)]
+    reference = original_answers(setting, start.program, found.macs)
+    return [probe(setting, start, label, steps, reference) for label, steps in points]
+
+
+def original_answers(setting: Setting, program: Program, macs: float) -> Predictions:
+    """The original's answers on the samples that probes look at."""
+    dataset = setting.workload.data.calibration
+    assert dataset is not None
+    indices = probe_indices(dataset, macs * 0.1)
+    run = runner_of(program)
+    return predict(run, dataset, indices=indices, work="probe the original", emit=setting.emit)
+
+
+def _recovery(setting: Setting, chosen: Candidate) -> tuple[Step, ...]:
+    """A fixed-step fine-tune where the probe says that quality was lost and data is there."""
+    if not chosen.steps:
+        return ()
+    goal = setting.budget.max_drop if setting.budget.max_drop is not None else GOAL_DROP
+    pruned = any(s.name == "prune_channels" for s in chosen.steps)
+    if not pruned and chosen.distance is not None and chosen.distance <= goal:
+        return ()
+    step = recovery_step(setting, chosen.macs)
+    if step is None:
+        setting.emit(Said("warning", "no training data: quality lost to pruning stays lost"))
+    return () if step is None else (step,)
+
+
+def recovery_step(setting: Setting, macs: float) -> Step | None:
+    """A fine-tune of a fixed number of steps for a network of this many MACs; None without data."""
+    train = setting.workload.data.train
+    if train is None or setting.workload.program.stage == "graph":
+        return None
+    fraction = _training_fraction(setting, train.sample(0).inputs)
+    samples = _TRAINING_MACS / (3 * macs * fraction)
+    batch = max(1, min(_BATCH, len(train), int(samples / 50) or 1))
+    steps = int(max(20, min(samples, _MAX_EPOCHS * len(train)) / batch))
+    why = f"{steps} steps of batch {batch}: about {_TRAINING_MACS:.0e} multiply-accumulates"
+    return Step("recover", registry.get("recover").config(steps=steps, batch=batch), why)
+
+
+def _training_fraction(setting: Setting, inputs: Any) -> float:
+    """How large a training sample is against the model's input (crops of a large picture)."""
+    spec = setting.workload.program.inputs[0]
+    size = math.prod(inputs[spec.name].shape)
+    return min(1.0, size / max(1, math.prod(spec.shape[1:])))
+
+
+def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tuple[str, ...]:
+    if not chosen.steps:
+        return (f"the original already keeps the bound ({chosen.macs:.4g} MACs): no structure cut",)
+    lines = []
+    for c in candidates:
+        text = f"{c.label}: {c.macs:.4g} MACs"
+        if c.refused:
+            text = f"{c.label}: refused, {c.refused}"
+        elif c.distance is not None:
+            text += f", output error {c.distance:.4f} of the original's variance"
+        if c.quality is not None:
+            text += f", {c.quality.metric} {c.quality.value:.4f} untrained"
+        lines.append(text + (" <- chosen" if c.label == chosen.label else ""))
+    bound = f"bound {cap:.4g} MACs" if math.isfinite(cap) else "no MACs bound"
+    return (f"{bound}; nearest to the original on calibration data wins", *lines)
+
+
+def _infeasible(what: str, bound: float, floor: float, found: Reach) -> InfeasibleError:
+    blocked = f" ({'; '.join(found.reasons)})" if found.reasons else ""
+    return InfeasibleError(
+        "EB401",
+        f"{bound:.4g} {what} cannot be reached: the smallest reachable point is "
+        f"{floor:.4g} {what}, the original has {found.macs:.4g} MACs{blocked}",
+        hint=f"raise the limit to at least {floor:.4g}",
+    )
+
+
+def tightened(setting: Setting, cost: Cost, cap: float) -> float | None:
+    """A lower MACs bound after a draft broke other limits; None when nothing was broken."""
+    worst = 1.0
+    for v in setting.budget.violations(cost):
+        if v.actual is None:
+            continue
+        worst = min(worst, v.limit.bound / v.actual)
+    return None if worst >= 1.0 else cap * worst * 0.97
+
+
+def with_settings(plan: Plan, **settings: Any) -> Plan:
+    """The plan with what else a replay needs."""
+    return replace(plan, settings={k: v for k, v in settings.items() if v is not None})

@@ -1,0 +1,200 @@
+"""Prove a budget on the exported file, through the engine that will run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgebudget.evaluate import Predictions, predict, score
+from edgebudget.events import Emit, Said
+from edgebudget.static_cost import static_cost
+from edgebudget_runtime.cost import UNKNOWN, Cost, Figure, counted
+from edgebudget_runtime.errors import TargetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgebudget.program import Program
+    from edgebudget.target import Lowered, Placement, Target
+    from edgebudget.workload import Dataset, Quality, Workload
+    from edgebudget_runtime.budget import Budget, Limit
+
+Depth = Literal["sample", "full"]
+_SAMPLE = 4  # pictures that always go through the target's own engine
+_REPEATS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How the target's own engine compares with the engine used for the whole set."""
+
+    count: int
+    worst_steps: float  # largest output difference, in output quantization steps
+    step: float  # one output quantization step, in output units; 0: outputs are float
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found on the exported file."""
+
+    cost: Cost
+    placement: Placement
+    quality: Quality | None
+    original: Quality | None
+    drop: float | None  # relative loss of quality against the original
+    agreement: Agreement | None
+    notes: tuple[str, ...]
+
+    def broken(self, budget: Budget) -> tuple[str, ...]:
+        """Every limit that is not proven, in words."""
+        found = [_words(v.limit, v.actual) for v in budget.violations(self.cost)]
+        if budget.max_drop is not None and (self.drop is None or self.drop > budget.max_drop):
+            lost = "unknown" if self.drop is None else f"{self.drop:.2%}"
+            found.append(f"quality drop {lost}, limit {budget.max_drop:.2%}")
+        low = budget.min_quality
+        if low is not None and (self.quality is None or self.quality.value < low):
+            value = "unknown" if self.quality is None else f"{self.quality.value:.4f}"
+            found.append(f"quality {value}, limit {low:.4f}")
+        if self.agreement is not None and self.agreement.worst_steps > 1.0:
+            found.append(
+                f"the target's engine differs by {self.agreement.worst_steps:.2f} output steps "
+                f"on {self.agreement.count} samples, limit 1"
+            )
+        return tuple(found)
+
+
+def prove(
+    lowered: Lowered,
+    program: Program,
+    target: Target,
+    workload: Workload,
+    budget: Budget,
+    reference: Predictions | None,
+    *,
+    depth: Depth = "sample",
+    emit: Emit,
+) -> Proof:
+    """Recount, place, evaluate and time the exported file.
+
+    `reference` holds the original's answers on the evaluation set (None without such data).
+
+    Raises:
+        ArtifactError: EB510 the file cannot be loaded, EB550 an output is not finite.
+        TargetError: EB6xx the engine failed.
+    """
+    cost = file_cost(lowered, program)
+    placement = target.placement(lowered.file)
+    how = f"{len(placement.nodes)} nodes placed by {target.spec.engine}"
+    cost = replace(cost, fallback_nodes=counted(len(placement.fallback), how))
+    dataset = workload.data.evaluation
+    if budget.limit("latency_ms") is not None:
+        cost = replace(cost, latency_ms=_latency(target, lowered.file, workload, budget))
+    if dataset is None or reference is None:
+        note = "no evaluation data: quality is unknown"
+        emit(Said("warning", note))
+        return Proof(cost, placement, None, None, None, None, (note,))
+    run = target.open(lowered.file).run
+    answers = predict(run, dataset, work="evaluate the exported file", emit=emit)
+    quality = score(workload.task, answers, reference)
+    original = score(workload.task, reference, reference)
+    agreement = None
+    if target.spec.family != "cpu":
+        agreement = _agreement(target, lowered.file, program, dataset, answers, depth, emit)
+    drop = relative_drop(quality, original)
+    return Proof(cost, placement, quality, original, drop, agreement, lowered.notes)
+
+
+def relative_drop(quality: Quality, original: Quality) -> float:
+    """Share of the original's quality that was lost; negative where quality rose."""
+    if original.value <= 0:
+        return math.inf if quality.value < original.value else 0.0
+    return 1.0 - quality.value / original.value
+
+
+def file_cost(lowered: Lowered, program: Program) -> Cost:
+    """Count the exported file as it lies on disk; bytes are of what a device needs."""
+    import onnx
+
+    body = onnx.load_model(str(lowered.file))
+    name = lowered.file.name
+    cost = static_cost(replace(program, stage="graph", body=body), name)
+    needed = lowered.file.stat().st_size
+    return replace(cost, size_bytes=counted(needed, f"size of {name}"))
+
+
+def _latency(target: Target, file: Path, workload: Workload, budget: Budget) -> Figure:
+    source = workload.data.evaluation or workload.data.calibration
+    if source is None:
+        return UNKNOWN
+    inputs = {k: v[None] for k, v in source.sample(0).inputs.items()}
+    return target.latency(file, inputs, _REPEATS)
+
+
+def _agreement(
+    target: Target,
+    file: Path,
+    program: Program,
+    dataset: Dataset,
+    answers: Predictions,
+    depth: Depth,
+    emit: Emit,
+) -> Agreement:
+    indices = sample_indices(len(dataset), None if depth == "full" else _SAMPLE)
+    steps = output_steps(file)
+    run = target.open(file, exact=True).run
+    work = f"check {len(indices)} samples on the target's own engine"
+    exact = predict(run, dataset, indices=indices, work=work, emit=emit, batch=len(indices))
+    worst, step = 0.0, 0.0
+    for name, theirs in exact.outputs.items():
+        ours = answers.outputs[name][indices]
+        gap = float(np.max(np.abs(ours.astype(np.float64) - theirs.astype(np.float64))))
+        step = steps.get(name, 0.0)
+        if step <= 0.0:
+            raise TargetError(
+                "EB630",
+                f"output {name!r} of {file.name} is not quantized on {target.spec.name}",
+                hint="add quantize_int8 to the plan",
+            )
+        # Two engines may round a tie differently: a thousandth of a step is not a difference.
+        worst = max(worst, round(gap / step, 3))
+    return Agreement(len(indices), worst, step)
+
+
+def sample_indices(total: int, count: int | None) -> list[int]:
+    """`count` indices spread evenly over the set; all of them for None."""
+    if count is None or count >= total:
+        return list(range(total))
+    return [int(i) for i in np.linspace(0, total - 1, count).round()]
+
+
+def output_steps(file: Path) -> dict[str, float]:
+    """One quantization step of every quantized output (name -> scale)."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_model(str(file)).graph
+    scales = {t.name: t for t in graph.initializer}
+    found: dict[str, float] = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[1] in scales:
+            scale = float(np.max(numpy_helper.to_array(scales[node.input[1]])))
+            found.update({o: scale for o in node.output})
+    names = [o.name for o in graph.output]
+    return {n: found[n] for n in names if n in found}
+
+
+def _words(limit: Limit, actual: float | None) -> str:
+    value = "unknown" if actual is None else f"{actual:.6g}"
+    return f"{limit.resource} {value}, limit {limit.bound:.6g} ({limit.statistic})"
+
+
+def nearest(proofs: Sequence[Proof], budget: Budget) -> Proof:
+    """The proof that breaks the fewest limits, then the one of best quality."""
+    return min(
+        proofs,
+        key=lambda p: (len(p.broken(budget)), -(p.quality.value if p.quality else -math.inf)),
+    )
