@@ -19,7 +19,12 @@ class CpuSession:
     """A model loaded in ONNX Runtime's CPU provider, and nothing else."""
 
     def __init__(
-        self, model: bytes | Path, *, threads: int | None = None, optimize: bool = True
+        self,
+        model: bytes | Path,
+        *,
+        threads: int | None = None,
+        optimize: bool = True,
+        entries: Mapping[str, str] | None = None,  # further session options, by the engine's names
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -27,6 +32,8 @@ class CpuSession:
         options.inter_op_num_threads = 1
         # Spinning threads steal the core from each other when other work shares the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in (entries or {}).items():
+            options.add_session_config_entry(key, value)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source = str(model) if isinstance(model, Path) else model
@@ -42,6 +49,10 @@ class CpuSession:
             ) from e
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        # A dimension is a number, or a name or None where the model leaves it open.
+        self.shapes: dict[str, tuple[int | str | None, ...]] = {
+            i.name: tuple(i.shape) for i in self._session.get_inputs()
+        }
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; names are the model's own."""
