@@ -1,0 +1,130 @@
+"""ONNX Runtime sessions on a named provider, and never quietly on another one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import onnxruntime as ort
+
+from edgebudget_runtime.errors import ArtifactError, UsageError
+from edgebudget_runtime.inputs import Array
+
+CPU = "CPUExecutionProvider"
+# Providers that come as a package of their own, to be registered before use.
+_PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
+_registering = Lock()
+
+
+def open_session(
+    file: Path,
+    *,
+    providers: Sequence[str] = (CPU,),
+    options: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> ort.InferenceSession:
+    """Load a model on the first provider; nodes may only go to the providers that are listed.
+
+    `options` are the first provider's own.
+
+    Raises:
+        UsageError: EB175 a provider is not here.
+        ArtifactError: EB509 the engine refuses the file, or cannot place a node.
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads or os.cpu_count() or 1
+    settings.inter_op_num_threads = 1
+    # Spinning threads steal the core from each other when other work shares the machine.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if CPU not in providers:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    given: dict[str, Any] = {}
+    if providers[0] in _PLUGINS and providers[0] not in ort.get_available_providers():
+        device, defaults = _plugin(providers[0])
+        settings.add_provider_for_devices([device], {**defaults, **(options or {})})
+    else:
+        _check_available(providers)
+        given = {
+            "providers": list(providers),
+            "provider_options": [dict(options or {}), *({} for _ in providers[1:])],
+        }
+    try:
+        # enable_fallback=0: by default a provider that fails is replaced by the CPU, silently.
+        session = ort.InferenceSession(str(file), settings, enable_fallback=0, **given)
+    except Exception as e:  # the engine raises a dozen unrelated types here
+        raise ArtifactError(
+            "EB509",
+            f"ONNX Runtime cannot load {file.name} on {providers[0]}: {first_line(e)}",
+            hint="check the file with `edgebudget inspect`, or run it on the CPU",
+        ) from e
+    if session.get_providers()[0] != providers[0]:
+        raise ArtifactError(
+            "EB509",
+            f"ONNX Runtime put {file.name} on {session.get_providers()[0]}, not {providers[0]}",
+            hint="check the provider's options, or run it on the CPU",
+        )
+    return session
+
+
+def run_session(session: ort.InferenceSession, feed: Mapping[str, Array]) -> dict[str, Array]:
+    """Run once; names are the model's own.
+
+    Raises:
+        ArtifactError: EB509 the engine failed.
+    """
+    names = [o.name for o in session.get_outputs()]
+    try:
+        values = session.run(names, dict(feed))
+    except Exception as e:  # the engine raises a dozen unrelated types here
+        raise ArtifactError(
+            "EB509",
+            f"ONNX Runtime failed while running: {first_line(e)}",
+            hint="check the artifact with `edgebudget eval`",
+        ) from e
+    return dict(zip(names, values, strict=True))
+
+
+def first_line(e: Exception) -> str:
+    """What an engine's exception says first."""
+    text = str(e).strip()
+    return text.splitlines()[0] if text else type(e).__name__
+
+
+def _check_available(providers: Sequence[str]) -> None:
+    known = ort.get_available_providers()
+    for name in providers:
+        if name not in known:
+            raise UsageError(
+                "EB175",
+                f"ONNX Runtime has no provider {name!r} here",
+                hint=f"one of {', '.join([*known, *_PLUGINS])}",
+            )
+
+
+def _plugin(name: str) -> tuple[Any, dict[str, str]]:
+    """The device of a provider that comes as a package, and the options that it needs."""
+    package = _PLUGINS[name]
+    try:
+        plugin = importlib.import_module(package)
+    except ImportError as e:
+        raise UsageError(
+            "EB175",
+            f"the provider {name} is not installed",
+            hint=f"pip install {package.replace('_', '-')}",
+        ) from e
+    with _registering:
+        if not _devices(name):
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+    found = _devices(name)
+    if not found:
+        raise UsageError("EB175", f"the provider {name} finds no device here", hint="use the CPU")
+    return found[0], {"backend_path": plugin.get_qnn_htp_path()}
+
+
+def _devices(name: str) -> list[Any]:
+    return [d for d in ort.get_ep_devices() if d.ep_name == name]
