@@ -114,7 +114,3 @@ class Target(Protocol):
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`, run interleaved; None where not measurable."""
         ...
-
-    def compare(self, new: Path, old: Path, inputs: Mapping[str, Array]) -> float:
-        """Latency of `new` over that of `old`, found side by side on this target."""
-        ...
