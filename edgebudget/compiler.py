@@ -13,7 +13,7 @@ from edgebudget import planner, registry, target_registry
 from edgebudget.artifact import writing
 from edgebudget.assemble import Result, versions, write_artifact
 from edgebudget.cache import Cache, key
-from edgebudget.evaluate import Predictions, predict, runner_of
+from edgebudget.evaluate import Predictions, predict, runner_of, score
 from edgebudget.events import Emit, Said, ignore
 from edgebudget.facts import FACTS
 from edgebudget.harm import undo_harm
@@ -92,6 +92,7 @@ def compile(
         else:
             proposal, chosen = None, plan if isinstance(plan, Plan) else load_plan(plan)
         reference = _reference(job)
+        _check_quality_limit(job, reference)
         result = _best_result(job, chosen, proposal, reference, folder, verify)
         broken = result.proof.broken(job.setting.budget)
         if broken:
@@ -263,6 +264,24 @@ def _reference(job: _Job) -> Predictions | None:
         arrays["labels"] = np.ascontiguousarray(found.labels)
     cache.put(where, lambda f: save_file(arrays, f / "answers.safetensors"))
     return found
+
+
+def _check_quality_limit(job: _Job, reference: Predictions | None) -> None:
+    """Refuse a quality that even the original does not have.
+
+    Raises:
+        InfeasibleError: EB405.
+    """
+    wanted = job.setting.budget.min_quality
+    if wanted is None or reference is None or job.workload.task.needs_reference:
+        return
+    have = score(job.workload.task, reference, reference)
+    if have.value < wanted:
+        raise InfeasibleError(
+            "EB405",
+            f"--min-quality {wanted:g}: the original itself reaches {have.metric} {have.value:.4f}",
+            hint=f"ask for at most {have.value:.4f}, or start from a better model",
+        )
 
 
 def _best_result(
