@@ -1,0 +1,134 @@
+"""Find targets: built-ins by TOML description, third parties by entry point."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgebudget.target import Target, TargetSpec
+from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UnsupportedError, UsageError
+
+# Families that a user may well ask for; building them is not done, and saying so beats a
+# "did you mean". Each is a whole name, or a prefix up to ":", "-" or "/".
+_PLANNED = ("gpu", "npu:ethos", "npu:coreml", "cpu:xnnpack", "cpu:openvino")
+
+
+@dataclass(frozen=True, slots=True)
+class _BuiltIn:
+    factory: str  # "module:attribute", called with the spec
+    spec: TargetSpec
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `get` accepts, without importing any target.
+
+    Raises:
+        UsageError: EB141, two targets have the same name.
+    """
+    return tuple(sorted({*_built_in(), *_third_party()}))
+
+
+def get(name: str) -> Target:
+    """Import and return one target.
+
+    Raises:
+        UsageError: EB140 no target has this name, EB141 two targets have the same name.
+        UnsupportedError: EB240, this target is not built yet.
+        TargetError: EB602, a third party's target cannot be loaded.
+    """
+    found = _built_in().get(name)
+    if found is not None:
+        module, _, attr = found.factory.partition(":")
+        make: Callable[[TargetSpec], Target] = getattr(importlib.import_module(module), attr)
+        return make(found.spec)
+    entry = _third_party().get(name)
+    if entry is not None:
+        return _load(entry)
+    raise _refusal(name)
+
+
+@cache
+def _built_in() -> Mapping[str, _BuiltIn]:
+    spec = find_spec("edgebudget_targets")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found: dict[str, _BuiltIn] = {}
+    for file in sorted(f for folder in folders for f in Path(folder).glob("*.toml")):
+        found |= _describe(tomllib.loads(file.read_text(encoding="utf-8")))
+    return found
+
+
+def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
+    """Names of one description file: each device, then the bare name and its aliases."""
+    base, factory, shared = table["name"], table["factory"], table["spec"]
+    devices: Mapping[str, Mapping[str, Any]] = table.get("devices", {})
+    if not devices:
+        only = _BuiltIn(factory, _spec(base, shared, {}))
+        return dict.fromkeys([base, *table.get("aliases", [])], only)
+    found = {
+        f"{base}/{key}": _BuiltIn(factory, _spec(f"{base}/{key}", shared, own))
+        for key, own in devices.items()
+    }
+    default = found[f"{base}/{table['default']}"]
+    return found | dict.fromkeys([base, *table.get("aliases", [])], default)
+
+
+def _spec(name: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> TargetSpec:
+    merged = {"max_fallback": None, **shared, **own, "name": name}
+    merged["options"] = {**shared.get("options", {}), **own.get("options", {})}
+    for key in ("activation_dtypes", "weight_dtypes"):
+        merged[key] = tuple(merged[key])
+    return TargetSpec(**merged)
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group="edgebudget.targets"):
+        if entry.name in _built_in() or entry.name in found:
+            other = found[entry.name].value if entry.name in found else "a built-in target"
+            raise UsageError(
+                "EB141",
+                f"two targets are called {entry.name!r}: {other}, {entry.value}",
+                hint="uninstall one of the packages",
+            )
+        found[entry.name] = entry
+    return found
+
+
+def _load(entry: EntryPoint) -> Target:
+    try:
+        target: Target = entry.load()()
+        assert target.spec.name, "its spec has no name"
+    except Exception as e:  # a stranger's code may raise anything
+        raise TargetError(
+            "EB602",
+            f"target {entry.name!r} ({entry.value}) cannot be loaded: {type(e).__name__}: {e}",
+            hint="repair or uninstall the package that brings it",
+        ) from e
+    return target
+
+
+def _refusal(name: str) -> EdgeBudgetError:
+    known = names()
+    families = [n for n in known if "/" not in n]
+    devices = [n for n in known if "/" in n]
+    there = f"there are {', '.join(families)}, and {len(devices)} devices such as {devices[0]}"
+    for planned in _PLANNED:
+        if name == planned or name.startswith((f"{planned}:", f"{planned}-", f"{planned}/")):
+            return UnsupportedError("EB240", f"target {name!r} is not built yet", hint=there)
+    # People also type a device alone, without its family.
+    short = {n.rpartition("/")[2]: n for n in known}
+    close = difflib.get_close_matches(name.lower(), [*known, *short], n=1, cutoff=0.5)
+    meant = f"did you mean {short.get(close[0], close[0])!r}? " if close else ""
+    return UsageError(
+        "EB140",
+        f"no target is called {name!r}",
+        hint=f"{meant}{there} (`edgebudget targets` lists them)",
+    )

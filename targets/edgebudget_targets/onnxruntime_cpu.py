@@ -1,0 +1,132 @@
+"""This machine's CPU through ONNX Runtime: measured latency, every node on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgebudget.cpu_features import cpu_features
+from edgebudget.session import CpuSession
+from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
+from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.errors import UsageError
+from edgebudget_targets._executor import CpuExecutor, chunks
+from edgebudget_targets._onnx_file import write_segment
+
+if TYPE_CHECKING:
+    from edgebudget.program import Program
+    from edgebudget.workload import Array
+
+_WARM_UP = 5
+_COMPARED = 50  # runs of each file
+
+
+class CpuTarget:
+    """ONNX Runtime's CPU engine on this machine."""
+
+    def __init__(self, spec: TargetSpec) -> None:
+        cpu = cpu_features()
+        self._threads = int(spec.options["threads"])
+        self.spec = replace(
+            spec,
+            device=cpu.model,
+            activation_dtypes=cpu.activations,
+            options={**spec.options, "features": " ".join(sorted(cpu.flags))},
+        )
+
+    def available(self) -> Availability:
+        """Always: the engine is a dependency of edgebudget itself."""
+        return Availability(ok=True, version=version("onnxruntime"))
+
+    def lower(self, program: Program, folder: Path, name: str) -> Lowered:
+        """Write `<name>.onnx`, without descriptions and metadata.
+
+        Raises:
+            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB.
+        """
+        return Lowered(write_segment(program, folder, name))
+
+    def open(self, file: Path, *, exact: bool = False) -> CpuExecutor:
+        """Load a segment on all cores; this engine is the target's own, `exact` or not.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        return CpuExecutor(CpuSession(file))
+
+    def placement(self, file: Path) -> Placement:
+        """Every node of the file, on the CPU: no other provider is registered.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        import onnx
+
+        CpuSession(file)
+        nodes = onnx.load_model(file, load_external_data=False).graph.node
+        return Placement(
+            tuple(NodePlacement(n.name or f"#{i}", n.op_type, "cpu") for i, n in enumerate(nodes)),
+            "cpu",
+        )
+
+    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
+        """Median time of one run in ms, measured warm on this machine.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+            UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
+        """
+        return self.measure([file], inputs, repeats)[0]
+
+    def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
+        """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
+        mine, theirs = self._times([file, other], inputs, _COMPARED)
+        return float(np.median(mine / theirs))
+
+    def measure(
+        self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
+    ) -> tuple[Figure, ...]:
+        """Median time of one run of each file in ms, the files taking turns.
+
+        Whatever slows the machine for a while then slows all files alike.
+        """
+        turns = f"{len(files)} files in turn" if files[1:] else "one after the other"
+        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        how = (
+            f"median of {repeats} warm runs, {turns}, {threads}, "
+            f"ONNX Runtime {version('onnxruntime')}"
+        )
+        return tuple(
+            Figure(
+                value=float(np.median(ms)),
+                evidence="measured",
+                how=how,
+                device=self.spec.device,
+                count=repeats,
+                spread=float(np.subtract(*np.percentile(ms, [75, 25])) / 2),
+            )
+            for ms in self._times(files, inputs, repeats)
+        )
+
+    def _times(
+        self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
+    ) -> list[Array]:
+        """Milliseconds [repeats] of each file on the first sample of `inputs`."""
+        if repeats < 1:
+            raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
+        sessions = [CpuSession(f, threads=self._threads) for f in files]
+        first = [next(chunks(inputs, s.shapes)) for s in sessions]
+        seconds = np.empty((len(files), repeats))
+        for turn in range(-_WARM_UP, repeats):
+            for i, session in enumerate(sessions):
+                began = time.perf_counter()
+                session.run(first[i])
+                if turn >= 0:
+                    seconds[i, turn] = time.perf_counter() - began
+        return list(seconds * 1e3)
