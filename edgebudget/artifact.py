@@ -149,7 +149,7 @@ def explained(e: OSError, out: Path) -> ArtifactError | None:
             f"{out}: {e.strerror}; {free / 1e6:.1f} MB are free there",
             hint="free some space, or give --out a folder on another disk",
         )
-    if e.errno in _DENIED and isinstance(e.filename, str) and _ours(Path(e.filename), out):
+    if isinstance(e.filename, str) and _refused(e.errno, Path(e.filename), out):
         return ArtifactError(
             "EB505",
             f"{e.filename} cannot be written: {e.strerror}",
@@ -158,8 +158,12 @@ def explained(e: OSError, out: Path) -> ArtifactError | None:
     return None
 
 
-def _ours(path: Path, out: Path) -> bool:
-    """Whether a path is one that writing `out` creates, or a folder above it."""
+def _refused(number: int | None, path: Path, out: Path) -> bool:
+    """Whether `path` is one that writing `out` creates, or above it, and was not allowed."""
+    if path in out.parents and number == errno.ENOENT:  # a file system that takes no folders
+        return True
+    if number not in _DENIED:
+        return False
     if path == out or path in out.parents:
         return True
     inside = path.relative_to(out.parent).parts if path.is_relative_to(out.parent) else ("",)

@@ -119,6 +119,8 @@ def _scaled(levels: Array, preprocessing: Mapping[str, Any], dtype: str) -> Arra
             np.broadcast_to(np.asarray(preprocessing.get(k, d), np.float32), (channels,))
             for k, d in (("mean", 0.0), ("std", 1.0))
         )
+        if not (high > low and std.all()):
+            raise ValueError("`range` does not rise, or `std` is 0")
     except (TypeError, ValueError) as e:
         raise UsageError(
             "EB176",
