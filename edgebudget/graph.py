@@ -206,18 +206,25 @@ def difference(a: Sequence[Array], b: Sequence[Array]) -> float:
     return worst
 
 
-def compare(before: onnx.ModelProto, after: onnx.ModelProto, seed: int = 0) -> float:
-    """`difference` between two models with the same inputs and outputs, on a seeded probe.
+class Reference:
+    """What a model answers on a seeded probe, to hold changed versions of it against."""
 
-    Infinite when the engine refuses `after`.
-    """
-    values = probe(specs(before), seed)
-    expected = run(before, values)
-    try:
-        got = run(after, values)
-    except EdgeBudgetError:
-        return float("inf")
-    return difference(list(expected.values()), [got[k] for k in expected])
+    def __init__(self, model: onnx.ModelProto, seed: int = 0) -> None:
+        self._inputs = probe(specs(model), seed)
+        self._expected = run(model, self._inputs)
+
+    def gap(self, model: onnx.ModelProto) -> float:
+        """How far the outputs moved (see `difference`); infinite when the engine refuses it."""
+        try:
+            got = run(model, self._inputs)
+            return difference(list(self._expected.values()), [got[k] for k in self._expected])
+        except (EdgeBudgetError, KeyError):
+            return float("inf")
+
+
+def compare(before: onnx.ModelProto, after: onnx.ModelProto, seed: int = 0) -> float:
+    """`Reference(before).gap(after)`, for a single comparison."""
+    return Reference(before, seed).gap(after)
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
