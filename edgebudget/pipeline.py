@@ -123,7 +123,8 @@ def _graph_step(setting: Setting, before: Built, step: Step) -> Built:
 def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path) -> Built:
     p, program = registry.get(step.name), before.program
     _check(p, p.requires, program, setting.facts, "EB301", "requires")
-    occurrence = sum(r.name == p.name for r in before.records)
+    same = (p.name, config_to_dict(step.config))
+    occurrence = sum((r.name, r.config) == same for r in before.records)
     seed = _seed(setting.seed, step, occurrence)
     w = setting.workload
     ctx = Context(

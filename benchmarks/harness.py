@@ -1,0 +1,68 @@
+"""What benchmarks share: the machine's description, interleaved timing, and where results go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+
+
+def data_folder() -> Path:
+    """EDGEBUDGET_DATA, or `data/` beside the project."""
+    return Path(os.environ.get("EDGEBUDGET_DATA", ROOT / "data"))
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to judge a figure."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    names = ("torch", "onnx", "onnxruntime", "onnxruntime-qnn", "torch-pruning", "executorch")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), **versions}
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = 30, warmup: int = 3
+) -> dict[str, dict[str, float]]:
+    """Time several callables in turn, A B C A B C ..., in milliseconds.
+
+    Returns median, quartiles and count of each: ratios within one call are what to quote.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds + warmup):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if i >= warmup:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    found = {}
+    for name, values in times.items():
+        low, mid, high = statistics.quantiles(values, n=4)
+        found[name] = {"median_ms": mid, "q1_ms": low, "q3_ms": high, "count": len(values)}
+    return found
+
+
+def save(name: str, result: Mapping[str, Any]) -> Path:
+    """Write one benchmark's result with the machine it was seen on."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    content = {"benchmark": name, "machine": machine(), **result}
+    file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return file
