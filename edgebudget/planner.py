@@ -148,8 +148,7 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
 def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:
     """Clean-up, rewrites for the target, equalization and quantization."""
     whys = {
-        "clean_graph": "constant folding, dead code and weights-as-inputs, each step checked",
-        "fold_batchnorm": "a folded batch norm costs nothing and quantizes better",
+        "clean_graph": "batch norms folded, constants, dead code, weights-as-inputs; each checked",
         "rewrite_for_target": f"forms that {setting.target.device} runs as integers",
         "equalize": "even channel ranges lose less to 8 bits",
         "quantize_int8": f"{setting.target.name} computes fastest with 8-bit integers",
