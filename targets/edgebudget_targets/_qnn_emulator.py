@@ -26,7 +26,7 @@ class Limits:
 
     start_s: float = 600.0  # loading and compiling the graph
     input_s: float = 900.0  # one input of the segment's own batch
-    workers: int = 1  # the emulator already uses two cores, more pay for small models only
+    workers: int = 2  # each uses one to two cores; two were 18 % faster than one on two cores
 
 
 @dataclass(frozen=True, slots=True)
