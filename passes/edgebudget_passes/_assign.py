@@ -1,0 +1,145 @@
+"""Decide which nodes become integer, and at which width, for one target."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from edgebudget.quant_graph import CLAMP_OPS, MAC_OPS, MOVE_OPS, Graph
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgebudget.target import TargetSpec
+
+# Operators besides the multiplying ones for which ONNX Runtime's CPU has integer kernels.
+_CPU_OPS = frozenset(
+    {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}
+)
+_CPU_MACS = frozenset({"Conv", "Gemm", "MatMul"})
+_NO_INTEGER = frozenset(
+    {"Constant", "ConstantOfShape", "Shape", "Size", "Range", "QuantizeLinear", "DequantizeLinear"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Integer nodes and their activation type, those that give float sums, and the reasons."""
+
+    dtypes: dict[str, str]
+    open: frozenset[str]
+    declined: dict[str, str]  # node name -> why it stays float
+
+
+def units(graph: Graph, target: TargetSpec) -> list[onnx.NodeProto]:
+    """Nodes with weights that this target can run in integers."""
+    allowed = _CPU_MACS if target.family == "cpu" else MAC_OPS
+    return [n for n in graph.nodes if n.op_type in allowed and graph.has_weight(n)]
+
+
+def named(patterns: Collection[str], graph: Graph) -> frozenset[str]:
+    """Node names that match one of the patterns."""
+    return frozenset(n.name for n in graph.nodes if any(fnmatchcase(n.name, p) for p in patterns))
+
+
+def assign(
+    graph: Graph, target: TargetSpec, keep_float: frozenset[str], wide: frozenset[str]
+) -> Assignment:
+    """Integer form of the graph with `keep_float` nodes in float and `wide` ones in 16 bits."""
+    if target.family == "cpu":
+        return _for_cpu(graph, target, keep_float)
+    return _for_all(graph, target, keep_float, wide)
+
+
+def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> Assignment:
+    """Weighted nodes, and what lies between them; after the last one the graph stays float.
+
+    A value that no weighted node reads again gains nothing from 8 bits, only rounding.
+    """
+    dtype = target.activation_dtypes[0]
+    macs = {n.name for n in units(graph, target)} - keep_float
+    declined = {n: "asked for" for n in keep_float}
+    for node in graph.nodes:
+        if node.op_type in MAC_OPS and node.name not in macs and node.name not in declined:
+            declined[node.name] = _why_float(graph, node)
+    chosen: set[str] = set()
+    for node in reversed(graph.nodes):
+        feeds = any(r.name in chosen for o in node.output for r in _readers(graph, node, o))
+        if node.name in macs or (feeds and node.name not in keep_float and _cpu_can(graph, node)):
+            chosen.add(node.name)
+    made: set[str] = set(graph.inputs)
+    for node in graph.nodes:
+        if node.name not in chosen:
+            continue
+        if node.name not in macs and not any(n in made for _, n in graph.data_inputs(node)):
+            chosen.discard(node.name)
+            continue
+        made.update(node.output)
+        made.add(graph.result(node))
+    opened = {
+        n.name
+        for n in graph.nodes
+        if n.name in chosen
+        and n.op_type in {"Gemm", "MatMul"}
+        and not any(r.name in chosen for r in graph.readers[graph.result(n)])
+    }
+    return Assignment({n: dtype for n in chosen}, frozenset(opened), declined)
+
+
+def _readers(graph: Graph, node: onnx.NodeProto, output: str) -> list[onnx.NodeProto]:
+    return graph.readers[graph.result(node) if output == node.output[0] else output]
+
+
+def _cpu_can(graph: Graph, node: onnx.NodeProto) -> bool:
+    data = graph.data_inputs(node)
+    if not data or not graph.is_float(node.output[0]):
+        return False
+    if node.op_type in MOVE_OPS:
+        return data[0][0] == 0 and data[0][1] not in graph.weights
+    return node.op_type in _CPU_OPS and not any(n in graph.weights for _, n in data)
+
+
+def _why_float(graph: Graph, node: onnx.NodeProto) -> str:
+    if node.op_type == "ConvTranspose":
+        return "this engine has no integer kernel for ConvTranspose"
+    if not graph.has_weight(node):
+        return "its weights are computed, not stored"
+    return f"this engine has no integer kernel for {node.op_type}"
+
+
+def _for_all(
+    graph: Graph, target: TargetSpec, keep_float: frozenset[str], wide: frozenset[str]
+) -> Assignment:
+    """Every node that touches float values; a node that reads a 16-bit value is 16-bit too.
+
+    Weighted nodes alone decide for themselves: they convert what they read.
+    """
+    narrow = target.activation_dtypes[0]
+    dtypes: dict[str, str] = {}
+    declined = {}
+    made: dict[str, str] = {}
+    for node in graph.nodes:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            declined[node.name] = "it holds a graph of its own"
+            continue
+        if node.op_type in _NO_INTEGER or not _touches_float(graph, node):
+            continue
+        if node.name in keep_float and target.float_fallback:
+            declined[node.name] = "asked for"
+            continue
+        read = {made[n] for _, n in graph.data_inputs(node) if n in made}
+        follows = "uint16" in read and not graph.has_weight(node)
+        dtype = "uint16" if node.name in wide or follows else narrow
+        dtypes[node.name] = dtype
+        made.update({o: dtype for o in (*node.output, graph.result(node))})
+    for name, clamp in graph.clamps.items():
+        if name in dtypes and clamp.op_type in CLAMP_OPS:
+            dtypes.pop(clamp.name, None)
+    return Assignment(dtypes, frozenset(), declined)
+
+
+def _touches_float(graph: Graph, node: onnx.NodeProto) -> bool:
+    dynamic = any(n not in graph.weights for _, n in graph.data_inputs(node))
+    return dynamic or any(o and graph.is_float(o) for o in node.output)

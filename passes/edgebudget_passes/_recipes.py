@@ -1,0 +1,116 @@
+"""Turn statistics and an assignment into a quantized model, one recipe at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from edgebudget import ranges
+from edgebudget.qdq import LEVELS, Plan, emit
+from edgebudget.quant_graph import MOVE_OPS, Graph
+from edgebudget_passes import _weights
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgebudget.ranges import Range, Stats
+    from edgebudget.workload import Array
+    from edgebudget_passes._assign import Assignment
+
+RANGES = ("minmax", "99.999", "99.99", "99.9", "mse")
+_LEAST_RANGE = 1e-4  # the Hexagon compiler refuses smaller steps (ORT's recipe has the same floor)
+
+
+@dataclass(slots=True)
+class Bench:
+    """Statistics of one graph, with every range and weight step computed once."""
+
+    graph: Graph
+    stats: Mapping[str, Stats]
+    per_channel: bool
+    least_range: float
+    _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
+    _scales: dict[tuple[str, bool], Array] = field(default_factory=dict)
+
+    def range_of(self, value: str, recipe: str) -> Range:
+        """The range of one value under one of `RANGES`."""
+        key = (value, recipe)
+        if key not in self._ranges:
+            self._ranges[key] = _range(self.stats[value], recipe)
+        return self._ranges[key]
+
+    def plan(self, assignment: Assignment, recipe: Recipe) -> Plan:
+        """Everything `emit` needs."""
+        scales = {}
+        for node in self.graph.nodes:
+            if node.name in assignment.dtypes and self.graph.has_weight(node):
+                scales[node.name] = self._scale(node, recipe.clip_weights)
+        return Plan(
+            assignment.dtypes,
+            {v: self.range_of(v, recipe.ranges) for v in self.stats},
+            scales,
+            recipe.bias_shift,
+            assignment.open,
+            self.least_range,
+        )
+
+    def build(self, assignment: Assignment, recipe: Recipe) -> onnx.ModelProto:
+        """The quantized model."""
+        return emit(self.graph, self.plan(assignment, recipe))
+
+    def _scale(self, node: onnx.NodeProto, clip: bool) -> Array:
+        key = (node.name, clip)
+        if key not in self._scales:
+            one_each = self.per_channel and _may_have_channels(self.graph, node, self.least_range)
+            self._scales[key] = _weights.scales(self.graph, node, per_channel=one_each, clip=clip)
+        return self._scales[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How ranges and weight steps are chosen, and what is added to biases."""
+
+    ranges: str = "minmax"
+    clip_weights: bool = False
+    bias_shift: Mapping[str, Array] = field(default_factory=dict)
+
+    def with_(self, **changes: object) -> Recipe:
+        """A changed copy."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def watched(graph: Graph, assignment: Assignment) -> list[str]:
+    """Values whose range an integer node may need."""
+    found: dict[str, None] = {}
+    for node in graph.nodes:
+        if node.name not in assignment.dtypes:
+            continue
+        for _, name in graph.data_inputs(node):
+            if name not in graph.weights:
+                found[name] = None
+        if node.op_type not in MOVE_OPS:
+            for out in (graph.result(node), *node.output[1:]):
+                if out and graph.is_float(out):
+                    found[out] = None
+    merged = {o for n in graph.clamps for o in (_raw(graph, n),)}
+    return [f for f in found if f not in merged]
+
+
+def _raw(graph: Graph, name: str) -> str:
+    return graph.clamps[name].input[0]
+
+
+def _range(stats: Stats, recipe: str) -> Range:
+    if recipe == "minmax":
+        return ranges.minmax(stats)
+    if recipe == "mse":
+        return ranges.least_squares(stats, LEVELS["uint8"])
+    return ranges.percentile(stats, float(recipe))
+
+
+def _may_have_channels(graph: Graph, node: onnx.NodeProto, least_range: float) -> bool:
+    if node.op_type == "ConvTranspose":
+        groups = graph.channels(node) // graph.weights[node.input[1]].shape[1]
+        return groups == 1
+    return node.op_type == "Conv" or least_range == 0.0
