@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebudget_runtime.errors import UnsupportedError
+from edgebudget_runtime.errors import ArtifactError, UnsupportedError
 
 if TYPE_CHECKING:
     import onnx
@@ -13,6 +13,24 @@ if TYPE_CHECKING:
     from edgebudget.program import Program
 
 _MAX_BYTES = 2**31 - 1  # protobuf's own limit
+
+
+def read_segment(file: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Load an exported file; `weights` False leaves external data where it is.
+
+    Raises:
+        ArtifactError: EB510, it is missing or no ONNX file.
+    """
+    import onnx
+
+    try:
+        return onnx.load_model(file, load_external_data=weights)
+    except Exception as e:  # protobuf's DecodeError, which has no type stubs, and OSError
+        raise ArtifactError(
+            "EB510",
+            f"{file.name} cannot be read: it is missing, truncated or not an ONNX file",
+            hint="export the model again",
+        ) from e
 
 
 def write_segment(program: Program, folder: Path, name: str) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgebudget_runtime.errors import TargetError
 from edgebudget_targets._executor import Shape, chunks
+from edgebudget_targets._onnx_file import read_segment
 from edgebudget_targets._qnn_process import Job, NotAllOnNpu, run_jobs
 from edgebudget_targets._qnn_report import mark_nodes, place, read_estimate, refusals
 
@@ -60,9 +61,7 @@ class Emulator:
 
     def place(self, file: Path) -> tuple[NodePlacement, ...]:
         """Where every node of the file runs; see `run_jobs` for the errors."""
-        import onnx
-
-        model = onnx.load_model(file)
+        model = read_segment(file)
         named = [(n.name or f"#{i}", n.op_type) for i, n in enumerate(model.graph.node)]
         mark_nodes(model)
         with tempfile.TemporaryDirectory(prefix="edgebudget-npu-") as temp:
@@ -95,11 +94,9 @@ class Emulator:
 
         The engine puts the model's path into the context: a fixed name keeps the bytes equal.
         """
-        import onnx
-
         with tempfile.TemporaryDirectory(prefix="edgebudget-npu-") as temp:
             folder = Path(temp)
-            (folder / "model.onnx").write_bytes(onnx.load_model(file).SerializeToString())
+            (folder / "model.onnx").write_bytes(read_segment(file).SerializeToString())
             job = self._job(folder, "model.onnx", "open")
             job.settings["context"] = "context.onnx"
             self._do(job, file=file)
@@ -143,9 +140,7 @@ class Emulator:
 
 def _interface(file: Path) -> tuple[dict[str, Shape], list[str]]:
     """Input shapes by name, and output names."""
-    import onnx
-
-    graph = onnx.load_model(file, load_external_data=False).graph
+    graph = read_segment(file, weights=False).graph
     weights = {w.name for w in graph.initializer}
     shapes: dict[str, Shape] = {
         v.name: tuple(d.dim_value or d.dim_param or None for d in v.type.tensor_type.shape.dim)
@@ -159,7 +154,7 @@ def _refused(file: Path, options: Mapping[str, str]) -> list[str]:
     """Operators of this file that are known to make the SoC's compiler fail."""
     import onnx
 
-    graph = onnx.load_model(file, load_external_data=False).graph
+    graph = read_segment(file, weights=False).graph
     refused = set(options["refuses"].split())
     if any(w.data_type == onnx.TensorProto.UINT16 for w in graph.initializer):
         refused |= set(options["refuses_uint16"].split())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgebudget_runtime.errors import TargetError
+from edgebudget_runtime.errors import ArtifactError, TargetError
 
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "edgebudget_targets._qnn_worker")
 _NOT_ALL_NPU = "fallback to CPU EP has been explicitly disabled"
@@ -42,6 +42,7 @@ def run_jobs(jobs: Sequence[Job], limit_s: float, device: str) -> list[dict[str,
     """Run jobs side by side, each in a process of its own, and give their results.
 
     Raises:
+        ArtifactError: EB510, the file is no valid model.
         TargetError: EB610 a process crashed, EB611 it took longer than `limit_s` in all, EB612
             the compiler refuses the graph, EB613 the engine failed or left nodes to the CPU.
     """
@@ -99,6 +100,12 @@ def _result(job: Job, status: int, device: str) -> dict[str, Any]:
             "EB613",
             f"{device} does not take every node",
             hint="`edgebudget inspect` lists the nodes left to the CPU, and why",
+        )
+    if "INVALID_GRAPH" in error or "INVALID_PROTOBUF" in error:
+        raise ArtifactError(
+            "EB510",
+            f"ONNX Runtime cannot load this model: {error}",
+            hint="check the file with `edgebudget inspect`",
         )
     if "EP_FAIL" in error and "QNN graph" in error:
         raise TargetError(

@@ -17,7 +17,7 @@ from edgebudget.target import Availability, Lowered, NodePlacement, Placement, T
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.errors import UsageError
 from edgebudget_targets._executor import CpuExecutor, chunks
-from edgebudget_targets._onnx_file import write_segment
+from edgebudget_targets._onnx_file import read_segment, write_segment
 
 if TYPE_CHECKING:
     from edgebudget.program import Program
@@ -66,10 +66,8 @@ class CpuTarget:
         Raises:
             ArtifactError: EB510, the engine refuses the file.
         """
-        import onnx
-
         CpuSession(file)
-        nodes = onnx.load_model(file, load_external_data=False).graph.node
+        nodes = read_segment(file, weights=False).graph.node
         return Placement(
             tuple(NodePlacement(n.name or f"#{i}", n.op_type, "cpu") for i, n in enumerate(nodes)),
             "cpu",

@@ -88,6 +88,7 @@ class HexagonTarget:
         """Where every node of the file runs, quantization at the edges included.
 
         Raises:
+            ArtifactError: EB510, the file is no valid model.
             TargetError: EB601 the engine is missing, EB610 it crashed, EB611 it took too long,
                 EB612 it refuses the graph, EB613 it failed.
         """

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from edgebudget import target_registry
 from edgebudget.program import Program
-from edgebudget_runtime.errors import TargetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 from edgebudget_targets._qnn_emulator import Limits
 from edgebudget_targets.onnxruntime_qnn import HexagonTarget
 
@@ -115,3 +115,14 @@ def test_latency_is_the_compilers_estimate_or_unknown(
 def test_wrong_inputs_are_named_before_anything_starts(qdq_file: Path) -> None:
     with pytest.raises(UsageError, match="EB142"):
         _hexagon().open(qdq_file, exact=True).run({"z": np.zeros((1, 3, 32, 32), np.float32)})
+
+
+def test_a_broken_or_invalid_file_is_refused(qdq_file: Path, tmp_path: Path) -> None:
+    broken, invalid = tmp_path / "broken.onnx", tmp_path / "invalid.onnx"
+    broken.write_bytes(qdq_file.read_bytes()[:999])
+    model = onnx.load(qdq_file)
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    onnx.save(model, invalid)
+    for file in (broken, invalid, tmp_path / "absent.onnx"):
+        with pytest.raises(ArtifactError, match="EB510"):
+            _hexagon().placement(file)
