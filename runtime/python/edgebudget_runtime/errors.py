@@ -4,7 +4,7 @@ EdgeBudgetError                     exit code
 ├── UsageError          EB1xx  2    the caller's arguments or plan are wrong
 ├── UnsupportedError    EB2xx  5    the model or operator cannot do this
 ├── PassError           EB3xx  1    a pass broke its contract
-├── InfeasibleError     EB4xx  3    nothing we can build fits the budget (known before expensive work)
+├── InfeasibleError     EB4xx  3    nothing we can build fits the budget (known before work)
 │   └── MissedError     EB4xx  4    the budget was missed; the best so far is saved
 ├── ArtifactError       EB5xx  5    a manifest, model or data file is not what it claims to be
 └── TargetError         EB6xx  6    the target's engine is missing or failed
