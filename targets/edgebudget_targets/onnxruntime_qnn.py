@@ -71,7 +71,7 @@ class HexagonTarget:
     def open(self, file: Path, *, exact: bool = False) -> Executor:
         """Load a segment: in the emulator if `exact`, else in the CPU engine.
 
-        The CPU engine computes the same integer graph and may differ by an output step.
+        The CPU engine computes the same integer graph, but rounds differently in every layer.
 
         Raises:
             ArtifactError: EB510, the CPU engine refuses the file.
