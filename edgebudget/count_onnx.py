@@ -107,9 +107,9 @@ def _layer(
     """One node, and the nodes its subgraphs execute."""
     node = graph.node[index]
     name = prefix + label(node, index)
+    op = _key(node, name)
     outputs = [known.need(o, node) for o in node.output if o]
     inputs = [known.need(i, node) if i else None for i in node.input]
-    op = _key(node, name)
     call = Call(name, op, attributes(node), inputs, outputs[0])
     layer = LayerCount(
         name=name,

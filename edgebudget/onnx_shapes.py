@@ -69,8 +69,9 @@ class Tensors:
                 for value in (*source.input, *source.value_info, *source.output):
                     self._add(value)
         # Weights are known exactly, whatever the graph claims about them.
-        for name, info in constants(graph if given is None else given):
-            self._known[name] = info
+        stored = graph if given is None else given
+        self._known.update(constants(stored))
+        self._small = {t.name: t for t in stored.initializer if _decides_shapes(t)}
 
     def _add(self, value: ValueInfoProto) -> None:
         if value.name in self._known or not value.type.HasField("tensor_type"):
@@ -93,6 +94,11 @@ class Tensors:
         """What is known about a tensor, or None."""
         found = self._known.get(name)
         return found if found or self._outer is None else self._outer.get(name)
+
+    def value(self, name: str) -> TensorProto | None:
+        """A small initializer, as a subgraph may need it to know its shapes."""
+        found = self._small.get(name)
+        return found if found or self._outer is None else self._outer.value(name)
 
     def need(self, name: str, node: NodeProto) -> TensorInfo:
         """What is known about a tensor of `node`.
@@ -159,6 +165,11 @@ def _stored(tensor: TensorProto) -> TensorInfo:
     return TensorInfo(tuple(tensor.dims), dtype_name(tensor.data_type))
 
 
+def _decides_shapes(tensor: TensorProto) -> bool:
+    inside = tensor.data_location != TensorProto.EXTERNAL
+    return inside and math.prod(tensor.dims) <= _SMALL
+
+
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """The graphs a control-flow node holds, in attribute order."""
     return [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]
@@ -205,8 +216,12 @@ def within(graph: GraphProto, outer: Tensors, given: Mapping[str, TensorInfo]) -
     own = {i.name for i in graph.input}
     produced = {o for n in graph.node for o in n.output} | {t.name for t in graph.initializer}
     for name in dict.fromkeys(used(graph.node)):
-        found = outer.get(name)
-        if name not in own | produced and found is not None:
+        found, value = outer.get(name), outer.value(name)
+        if name in own | produced:
+            continue
+        if value is not None:
+            shell.graph.initializer.append(value)
+        elif found is not None:
             shell.graph.input.append(_value(name, found))
     for value in shell.graph.input:
         if value.name in given:
@@ -244,12 +259,10 @@ def _lean(model: ModelProto) -> ModelProto:
         if value.name not in stored:
             lean.graph.input.add().CopyFrom(value)
     for tensor in graph.initializer:
-        info = _stored(tensor)
-        external = tensor.data_location == TensorProto.EXTERNAL
-        if info.elements > _SMALL or external:
-            lean.graph.input.append(_value(tensor.name, info))
-        else:
+        if _decides_shapes(tensor):
             lean.graph.initializer.add().CopyFrom(tensor)
+        else:
+            lean.graph.input.append(_value(tensor.name, _stored(tensor)))
     for node in graph.node:
         for stand_in in surrogate(node, stored) or [node]:
             lean.graph.node.add().CopyFrom(stand_in)
