@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from edgebudget.program import Program, TensorSpec
     from edgebudget.workload import Array
 
-__all__ = ["capture", "freeze_shapes", "from_file", "run_module", "to_graph"]
+__all__ = [
+    "call",
+    "capture",
+    "freeze_shapes",
+    "from_file",
+    "run_module",
+    "select_outputs",
+    "to_graph",
+]
 
 TOLERANCE = 1e-3  # of an output's largest magnitude: float32 through other kernels, deep networks
 _OPERATOR = re.compile(r"\b(?:aten|prims|torchvision|quantized_decomposed)(?:\.|::)[\w.]+")
@@ -64,7 +72,7 @@ def to_graph(program: Program, *, check: bool = True) -> Program:
     except Exception as e:  # the exporter lets anything through
         raise _unsupported(e, captured) from e
     assert exported is not None
-    model = _tidy(exported.model, [s.name for s in program.inputs], program.outputs)
+    model = _tidy(exported.model, _prefix(program.body), program)
     proto = ir.to_proto(model)
     graph.name_nodes(proto)
     result = replace(program, stage="graph", body=proto)
@@ -99,6 +107,15 @@ def run_module(program: Program, inputs: Mapping[str, Array]) -> dict[str, Array
     return {k: v.cpu().numpy() for k, v in zip(program.outputs, values, strict=True)}
 
 
+def call(module: torch.nn.Module, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> Any:
+    """Call a module, by name where its forward() has all the names, by position otherwise."""
+    code = getattr(type(module).forward, "__code__", None)
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ()
+    if len(tensors) > 1 and all(n in known for n in names):
+        return module(**dict(zip(names, tensors, strict=True)))
+    return module(*tensors)
+
+
 class _Named(torch.nn.Module):
     """Calls a module with tensors in input order and returns its outputs in name order."""
 
@@ -112,17 +129,16 @@ class _Named(torch.nn.Module):
         self.training = body.training
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Bind by name where `body.forward` has all the names, by position otherwise."""
-        code = getattr(type(self.body).forward, "__code__", None)
-        known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ()
-        if len(tensors) > 1 and all(n in known for n in self._names):
-            value = self.body(**dict(zip(self._names, tensors, strict=True)))
-        else:
-            value = self.body(*tensors)
-        return _select(value, self._outputs)
+        """One tensor for each input and output."""
+        return select_outputs(call(self.body, self._names, tensors), self._outputs)
 
 
-def _select(value: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+def select_outputs(value: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    """The tensors called `names`.
+
+    Raises:
+        UnsupportedError: EB222, the value holds other things, or another number of them.
+    """
     if isinstance(value, Mapping) and all(isinstance(value.get(n), torch.Tensor) for n in names):
         return tuple(value[n] for n in names)
     leaves = [v for v in torch.utils._pytree.tree_leaves(value) if v is not None]
@@ -137,20 +153,28 @@ def _select(value: Any, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(leaves)
 
 
-def _tidy(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def _prefix(body: torch.nn.Module) -> str:
+    """What our wrappers put before every name of the user's module."""
+    children = [name for name, _ in body.named_children()]
+    return "body.network." if children == ["network"] else "body."
+
+
+def _tidy(model: ir.Model, prefix: str, program: Program) -> ir.Model:
     """Names that a person recognises, no metadata, and exactly the asked inputs and outputs."""
     body = model.graph
+    inputs, outputs = [s.name for s in program.inputs], program.outputs
     reserved = {*inputs, *outputs}
     counts: Counter[str] = Counter()
     for node in body:
-        label = f"{_scope(node)}/{node.op_type}"
+        scope = f"{_scope(node)}.".removeprefix(prefix).removeprefix("body.").rstrip(".")
+        label = f"{scope}/{node.op_type}" if scope else node.op_type
         counts[label] += 1
         node.name = label if counts[label] == 1 else f"{label}_{counts[label]}"
     values = [*body.initializers.values(), *(o for node in body for o in node.outputs)]
     taken = {str(v.name) for v in values} | reserved
     for value in values:
         assert value.name is not None
-        name = value.name.removeprefix("body.")
+        name = value.name.removeprefix(prefix)
         if name in reserved or (name != value.name and name in taken):
             name = graph.unique(f"{name}_inner", taken)
         taken.add(name)
@@ -188,7 +212,7 @@ def _scope(node: ir.Node) -> str:
         text = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
         found = re.findall(r"'([^']*)'", text)
         scope = found[-2] if len(found) > 1 else ""
-    return scope.removeprefix("body").removeprefix(".")
+    return scope
 
 
 def _check(before: Program, after: Program) -> None:

@@ -1,0 +1,171 @@
+"""Run the network on a smaller picture; the input keeps its size and is shrunk inside the graph.
+
+MACs of a convolutional network fall with the square of the scale. The picture is averaged over
+whole blocks of pixels as long as at least one block of two fits, then resized bilinearly
+(half-pixel centres, no antialiasing): both forms run as integers on the NPU and on the CPU and
+agree to one step of the 8-bit output. Sizes are multiples of a number of pixels and keep the
+aspect ratio to within that rounding.
+Source: "Fixing the train-test resolution discrepancy", Touvron et al., 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgebudget.program import Context, Note, Pass, PassResult, Program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from edgebudget.program import TensorSpec
+    from edgebudget.target import TargetSpec
+
+_SMALL_SIDE = 128  # pixels; below it sizes are multiples of 8 instead of 32
+_MOST_SCALES = 32
+_SMALLEST_SCALE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`scale` of both sides, unless `height` and `width` are given (pixels)."""
+
+    scale: float = 1.0
+    height: int = 0
+    width: int = 0
+    multiple: int = 0  # sizes are multiples of this; 0: 32, or 8 for sides below 128
+
+
+def run(program: Program, config: Config, ctx: Context) -> PassResult:
+    """Shrink the picture inside the network, or decline when the network cannot take it."""
+    from edgebudget.export import to_graph
+    from edgebudget_runtime.errors import UnsupportedError
+
+    image = _image(program)
+    if image is None:
+        return _declined(program, "it has not exactly one picture [N, C, H, W] as input")
+    size = _size(image, config)
+    before = image.shape[2:]
+    if size == before or math.prod(size) >= math.prod(before):
+        why = f"{_by(size)} is not smaller than {_by(before)} (multiples of {_step(image, config)})"
+        return _declined(program, why)
+    try:
+        shapes = _shapes(program, image)
+    except Exception as e:  # user code
+        return _declined(program, f"the network does not run on shapes alone: {e}")
+    refused = _refuses(program, image, size, shapes)
+    if refused is not None:
+        return _declined(program, f"at {_by(size)}: {refused}")
+    scaled = replace(program, body=_scaled(program, image, size, _step(image, config)))
+    try:
+        to_graph(scaled, check=False)
+    except UnsupportedError as e:
+        return _declined(program, f"at {_by(size)}: {e.what}")
+    note = Note(image.name, f"{_by(before)} is shrunk to {_by(size)} inside the network")
+    return PassResult(scaled, (note,))
+
+
+def feasible_scales(program: Program, target: TargetSpec | None = None) -> tuple[float, ...]:
+    """Input scales below 1 that the network takes, largest first.
+
+    Every size is tried on shapes alone, without computing; `run` looks again, at the export too.
+    The square of a scale is the share of the pixels that is left after rounding.
+    """
+    image = _image(program)
+    if image is None:
+        return ()
+    step = _step(image, Config())
+    height, width = image.shape[2:]
+    count = min(height, width) // step
+    stride = max(1, -(-count // _MOST_SCALES))
+    try:
+        shapes = _shapes(program, image)
+    except Exception:  # user code that does not run on shapes alone; `run` will say why
+        return ()
+    found: list[float] = []
+    for blocks in range(count, 0, -stride):
+        wished = blocks * step / min(height, width)
+        if not _SMALLEST_SCALE <= wished < 1.0:
+            continue
+        size = _size(image, Config(scale=wished))
+        exact = math.sqrt(math.prod(size) / (height * width))
+        scale = exact if _size(image, Config(scale=exact)) == size else wished
+        if scale >= 1.0 or scale in found:
+            continue
+        if _refuses(program, image, size, shapes) is None:
+            found.append(scale)
+    return tuple(found)
+
+
+def _image(program: Program) -> TensorSpec | None:
+    if program.stage != "module":
+        return None
+    pictures = [s for s in program.inputs if len(s.shape) == 4 and s.dtype.startswith("float")]
+    return pictures[0] if len(pictures) == 1 else None
+
+
+def _step(image: TensorSpec, config: Config) -> int:
+    return config.multiple or (8 if min(image.shape[2:]) < _SMALL_SIDE else 32)
+
+
+def _size(image: TensorSpec, config: Config) -> tuple[int, int]:
+    step, (height, width) = _step(image, config), image.shape[2:]
+    wished = (config.height or height * config.scale, config.width or width * config.scale)
+    h, w = (max(step, int(v / step + 0.5) * step) for v in wished)
+    return h, w
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _declined(program: Program, why: str) -> PassResult:
+    return PassResult(program, declined=(Note("input", "not scaled", why),))
+
+
+def _scaled(program: Program, image: TensorSpec, size: tuple[int, int], step: int) -> nn.Module:
+    from edgebudget.scaled_input import ScaledInput
+
+    body: Any = program.body
+    if isinstance(body, ScaledInput):  # scale the network, not its scaled input again
+        body = body.network
+    names = [s.name for s in program.inputs]
+    height, width = image.shape[2:]
+    made: nn.Module = ScaledInput(body, names, image.name, (height, width), size, step).eval()
+    return made
+
+
+def _refuses(
+    program: Program, image: TensorSpec, size: tuple[int, int], expected: list[tuple[int, ...]]
+) -> str | None:
+    """Why the network cannot take pictures of this size, found on shapes alone."""
+    try:
+        got = _shapes(program, replace(image, shape=(*image.shape[:2], *size)))
+    except Exception as e:  # whatever user code raises when a shape does not fit
+        lines = str(e).strip().splitlines()
+        return (lines[0] if lines else type(e).__name__)[:200]
+    for name, was, now in zip(program.outputs, expected, got, strict=True):
+        if was != now:
+            return f"output {name!r} would be {_by(now)} instead of {_by(was)}"
+    return None
+
+
+def _shapes(program: Program, image: TensorSpec) -> list[tuple[int, ...]]:
+    from edgebudget.scaled_input import ScaledInput, output_shapes
+
+    body = program.body.network if isinstance(program.body, ScaledInput) else program.body
+    inputs = tuple(image if s.name == image.name else s for s in program.inputs)
+    return output_shapes(replace(program, body=body, inputs=inputs))
+
+
+PASS = Pass(
+    "scale_resolution",
+    run,
+    Config,
+    "module",
+    "run the network on a smaller picture, shrunk inside the graph",
+    reach=feasible_scales,
+)
