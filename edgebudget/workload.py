@@ -26,7 +26,10 @@ class Sample:
 class Dataset(Protocol):
     """Numbered samples, the same at every read."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What a person calls this data."""
+        ...
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -70,9 +73,20 @@ class Quality:
 class Task(Protocol):
     """Turns predictions into a quality. Higher is better, always."""
 
-    kind: TaskKind
-    metric: str
-    needs_reference: bool  # True: the labels are the original model's own outputs
+    @property
+    def kind(self) -> TaskKind:
+        """What sort of answers the model gives."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """Name of the quality, as `Quality.metric` and the manifest show it."""
+        ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """True: the labels are the original model's own outputs."""
+        ...
 
     def quality(
         self, outputs: Mapping[str, Array], targets: Mapping[str, Array] | Array
@@ -91,6 +105,7 @@ class Workload:
     data: Data
     preprocessing: Mapping[str, Any]  # plain JSON: layout, colour order, range, mean, std
     digest: str  # SHA-256 of the model's weights and structure
+    notes: tuple[str, ...] = ()  # on the data: what was skipped, what was divided
 
 
 def batches(
