@@ -108,9 +108,9 @@ class IqaData:
                 reference = iqa_photos.enlarge(cells)
             else:
                 reference = iqa_photos.enlarge_crop(cells, *recipe.crop, CROP, CROP)
-            picture = distort(reference[0], recipe.distortions, recipe.seed)
-            quality = iqa_metric.label(reference, picture[None]).item()
-        return (picture * 255).round().to(torch.uint8).numpy(), quality
+            picture = distort(reference, recipe.distortions, recipe.seed)
+            quality = iqa_metric.label(reference, picture).item()
+        return (picture[0] * 255).round().to(torch.uint8).numpy(), quality
 
 
 def plan(photos: int, split: Split) -> tuple[Recipe, ...]:

@@ -42,7 +42,7 @@ class Distortion:
 
 
 def distort(picture: Tensor, distortions: Sequence[Distortion], seed: int) -> Tensor:
-    """The picture [3, H, W] in [0, 1] after `distortions` in order, in 256 levels.
+    """Pictures [N, 3, H, W] in [0, 1] after `distortions` in order, in 256 levels.
 
     H and W are multiples of 4. Deterministic for a seed on one kind of device.
     """
@@ -60,8 +60,8 @@ def _between(weak: float, strong: float, grade: float) -> float:
 def _enlarge(picture: Tensor, height: int, width: int) -> Tensor:
     # The antialiased kernel is the separable one: four times faster here, same result upwards.
     return F.interpolate(
-        picture[None], size=(height, width), mode="bicubic", antialias=True, align_corners=False
-    )[0]
+        picture, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+    )
 
 
 def _blur(picture: Tensor, grade: float, generator: torch.Generator) -> Tensor:
@@ -72,17 +72,17 @@ def _blur(picture: Tensor, grade: float, generator: torch.Generator) -> Tensor:
     offsets = torch.arange(-radius, radius + 1, device=picture.device, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     rows = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(3, 1, 1, -1)
-    padded = F.pad(small[None], (radius, radius, radius, radius), mode="reflect")
+    padded = F.pad(small, (radius, radius, radius, radius), mode="reflect")
     soft = F.conv2d(F.conv2d(padded, rows, groups=3), rows.transpose(2, 3), groups=3)
-    return _enlarge(soft[0], *picture.shape[-2:])
+    return _enlarge(soft, *picture.shape[-2:])
 
 
 def _noise(picture: Tensor, grade: float, generator: torch.Generator) -> Tensor:
     """White Gaussian noise in grains, independent in each colour."""
     sigma = _between(0.015, 0.5, grade)
-    height, width = picture.shape[-2] // _GRAIN, picture.shape[-1] // _GRAIN
-    grains = torch.randn((3, height, width), generator=generator, device=picture.device) * sigma
-    return picture + F.interpolate(grains[None], scale_factor=_GRAIN, mode="nearest")[0]
+    shape = (len(picture), 3, picture.shape[-2] // _GRAIN, picture.shape[-1] // _GRAIN)
+    grains = torch.randn(shape, generator=generator, device=picture.device) * sigma
+    return picture + F.interpolate(grains, scale_factor=_GRAIN, mode="nearest")
 
 
 def _compress(picture: Tensor, grade: float, generator: torch.Generator) -> Tensor:
@@ -90,17 +90,17 @@ def _compress(picture: Tensor, grade: float, generator: torch.Generator) -> Tens
     quality = _between(40.0, 1.0, grade)
     small = F.avg_pool2d(picture, _SHRINK)
     height, width = small.shape[-2:]
-    padded = F.pad(small[None], (0, -width % 8, 0, -height % 8), mode="replicate")[0]
+    padded = F.pad(small, (0, -width % 8, 0, -height % 8), mode="replicate")
     to_ycc = torch.tensor(_TO_YCC, device=picture.device)
-    ycc = torch.einsum("ij,jhw->ihw", to_ycc, padded) * 255
-    blocks = ycc.unfold(1, 8, 8).unfold(2, 8, 8) - _levels_shift(picture)
+    ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded) * 255
+    blocks = ycc.unfold(2, 8, 8).unfold(3, 8, 8) - _levels_shift(picture)
     dct = _dct_matrix(picture)
     table = _tables(picture, quality)
     coefficients = (dct @ blocks @ dct.T / table).round() * table
     restored = dct.T @ coefficients @ dct + _levels_shift(picture)
-    ycc = restored.permute(0, 1, 3, 2, 4).reshape(padded.shape) / 255
-    rgb = torch.einsum("ij,jhw->ihw", torch.linalg.inv(to_ycc), ycc)
-    return _enlarge(rgb[:, :height, :width].clamp(0, 1), *picture.shape[-2:])
+    ycc = restored.transpose(3, 4).reshape(padded.shape) / 255
+    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycc), ycc)
+    return _enlarge(rgb[..., :height, :width].clamp(0, 1), *picture.shape[-2:])
 
 
 def _levels_shift(like: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _pixelate(picture: Tensor, grade: float, generator: torch.Generator) -> Tens
     side = _between(12.0, 160.0, grade)
     height, width = picture.shape[-2:]
     small = F.adaptive_avg_pool2d(picture, (round(height / side), round(width / side)))
-    return F.interpolate(small[None], size=(height, width), mode="nearest")[0]
+    return F.interpolate(small, size=(height, width), mode="nearest")
 
 
 def _flatten(picture: Tensor, grade: float, generator: torch.Generator) -> Tensor:

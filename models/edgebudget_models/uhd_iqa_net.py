@@ -10,9 +10,12 @@ patch stem from "An Image is Worth 16x16 Words", Dosovitskiy et al., 2020.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+_TO_YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))
 WIDTHS = (32, 64, 128, 192)
 DEPTHS = (2, 3, 3, 2)
 
@@ -41,6 +44,19 @@ class ResidualBlock(nn.Module):
         return z
 
 
+def _detail_filters(count: int) -> Tensor:
+    """[count, 3, 4, 4]: cosine patterns from coarse to fine, grey ones first, then colour."""
+    k = torch.arange(4.0)
+    cosines = torch.cos(math.pi / 4 * (k[None, :] + 0.5) * k[:, None])
+    patterns = sorted(((i, j) for i in range(4) for j in range(4)), key=lambda ij: (sum(ij), ij))
+    colours = torch.tensor(_TO_YCC)
+    pairs = [(0, p) for p in patterns] + [(c, p) for p in patterns for c in (1, 2)]
+    filters = [
+        colours[c][:, None, None] * torch.outer(cosines[i], cosines[j]) for c, (i, j) in pairs
+    ]
+    return torch.stack([math.sqrt(2) * f / f.norm() for f in filters[:count]])
+
+
 class UhdIqa(nn.Module):
     """Quality in [0, 1] of RGB pictures [N, 3, H, W] in [0, 1]; made for 2160x3840.
 
@@ -49,9 +65,8 @@ class UhdIqa(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, WIDTHS[0], 4, 4, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
-        )
+        patches = nn.Conv2d(3, WIDTHS[0], 4, 4, bias=False)
+        self.stem = nn.Sequential(patches, nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
         blocks: list[nn.Module] = []
         channels_in = WIDTHS[0]
         for stage, (channels, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
@@ -62,9 +77,18 @@ class UhdIqa(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(channels_in, 1)
+        self._initialise(patches)
+
+    def _initialise(self, patches: nn.Conv2d) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.bn2.weight)  # start as the shortcut alone
+        # Neighbouring pixels of a large picture are nearly equal: random filters would all see
+        # the local mean, and next to nothing of the detail that quality is made of.
+        with torch.no_grad():
+            patches.weight.copy_(_detail_filters(WIDTHS[0]))
 
     def forward(self, image: Tensor) -> Tensor:
         """[N, 3, H, W] -> quality [N, 1]."""

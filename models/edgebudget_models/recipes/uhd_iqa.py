@@ -9,7 +9,6 @@ at every step on the training device; reports on the `evaluation` split and the 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import time
@@ -28,22 +27,21 @@ from edgebudget_models import iqa_metric, iqa_photos
 from edgebudget_models.checkpoint import save
 from edgebudget_models.iqa_data import IqaData, iqa_data
 from edgebudget_models.iqa_distort import KINDS, Distortion, distort
-from edgebudget_models.iqa_photos import GRID
+from edgebudget_models.iqa_photos import ENLARGEMENT, GRID
 from edgebudget_models.uhd_iqa_net import UhdIqa
 
-# Pictures a step and their size in pixels, in turn: crops as in the `train` split, quarters of
-# a picture, whole pictures.
-CYCLE = (
-    (32, 512, 512),
-    (12, 1080, 1920),
-    (4, 2160, 3840),
-    (12, 1080, 1920),
-    (32, 512, 512),
-    (4, 2160, 3840),
-)
-RATE, DECAY = 2e-3, 0.05
+# Batches in turn: groups, pictures a group (all distorted alike), height, width. Crops as in the
+# `train` split, quarters of a picture, whole pictures. Batches are large because their members
+# share the statistics of batch normalisation, which tell a distortion apart from its neighbours.
+CROPS, QUARTERS, WHOLE = (16, 6, 512, 512), (10, 2, 1080, 1920), (8, 1, 2160, 3840)
+CYCLE = (CROPS, QUARTERS, CROPS, WHOLE)
+SETTLED_CYCLE = (WHOLE, QUARTERS, WHOLE, CROPS)
+RATE, DECAY = 1e-3, 0.05
 WINDOWS = 6  # of each photograph, drawn once
-LAST_WHOLE = 0.1  # share of the steps, at the end, on whole pictures only
+SETTLED = 0.25  # share of the steps, at the end, with fixed statistics of normalisation
+RESCALED = 0.25  # share of the batches shrunk to 0.65 to 1 times their size
+SETTLE_BATCHES = 20
+REPORT_EVERY, PROBE_STEPS = 60, 40
 SCALES = (1.0, 0.75, 0.6)
 
 
@@ -69,24 +67,24 @@ def draw_distortions(rng: np.random.Generator) -> tuple[Distortion, ...]:
 
 
 def make_batch(
-    cells: Tensor, shape: tuple[int, int, int], rng: np.random.Generator
+    cells: Tensor, shape: tuple[int, int, int, int], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Distorted pictures [N, 3, H, W] and their qualities [N], on the device of `cells`."""
-    count, height, width = shape
-    references, pictures = [], []
-    for _ in range(count):
-        window = cells[int(rng.integers(len(cells)))][None]
+    groups, members, height, width = shape
+    pictures, qualities = [], []
+    for _ in range(groups):
+        chosen = torch.from_numpy(rng.integers(len(cells), size=members)).to(cells.device)
+        windows = cells[chosen]
         if rng.random() < 0.5:
-            window = window.flip(-1)
-        top = int(rng.integers(GRID[0] - -(-height // 10) + 1))
-        left = int(rng.integers(GRID[1] - -(-width // 10) + 1))
-        reference = iqa_photos.enlarge_crop(window, top, left, height, width)
+            windows = windows.flip(-1)
+        top = int(rng.integers(GRID[0] - -(-height // ENLARGEMENT) + 1))
+        left = int(rng.integers(GRID[1] - -(-width // ENLARGEMENT) + 1))
+        reference = iqa_photos.enlarge_crop(windows, top, left, height, width)
         reference = reference ** float(rng.uniform(0.75, 1.35))
-        seed = int(rng.integers(2**31))
-        pictures.append(distort(reference[0], draw_distortions(rng), seed))
-        references.append(reference[0])
-    batch = torch.stack(pictures)
-    return batch, iqa_metric.label(torch.stack(references), batch)
+        distorted = distort(reference, draw_distortions(rng), int(rng.integers(2**31)))
+        pictures.append(distorted)
+        qualities.append(iqa_metric.label(reference, distorted))
+    return torch.cat(pictures), torch.cat(qualities)
 
 
 def rescale(picture: Tensor, scale: float) -> Tensor:
@@ -95,33 +93,35 @@ def rescale(picture: Tensor, scale: float) -> Tensor:
     return F.interpolate(picture, size=size, mode="bilinear", align_corners=False)
 
 
-def batches(cells: Tensor, steps: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training batches; every second one is shrunk to 0.6 to 1 times its size."""
-    whole_from = round(steps * (1 - LAST_WHOLE))
+def batches(
+    cells: Tensor, settled_from: int, steps: int, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training batches."""
     for step in range(steps):
-        shape = CYCLE[2] if step >= whole_from else CYCLE[step % len(CYCLE)]
-        picture, quality = make_batch(cells, shape, rng)
-        if rng.random() < 0.5:
-            picture = rescale(picture, float(rng.uniform(0.6, 1.0)))
+        cycle = SETTLED_CYCLE if step >= settled_from else CYCLE
+        picture, quality = make_batch(cells, cycle[step % len(cycle)], rng)
+        if rng.random() < RESCALED:
+            picture = rescale(picture, float(rng.uniform(0.65, 1.0)))
         yield picture.contiguous(memory_format=torch.channels_last), quality
 
 
-def train(model: nn.Module, cells: Tensor, steps: int, seed: int) -> None:
-    """Fit `model` in place."""
+def train(model: UhdIqa, cells: Tensor, steps: int, seed: int, rate: float) -> None:
+    """Fit `model` in place and leave it in eval mode."""
     rng = np.random.default_rng(seed)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, RATE, total_steps=steps, pct_start=0.15, final_div_factor=1e3
+        optimizer, rate, total_steps=steps, pct_start=0.1, final_div_factor=1e3
     )
     model.train()
+    settled_from = round(steps * (1 - SETTLED))
     started, seen = time.monotonic(), torch.zeros((), device=cells.device)
-    for step, (picture, quality) in enumerate(batches(cells, steps, rng), start=1):
-        with torch.autocast(cells.device.type, torch.bfloat16):
-            predicted = model(picture)[:, 0].float()
-        error = predicted - quality
+    for step, (picture, quality) in enumerate(batches(cells, settled_from, steps, rng)):
+        if step == settled_from:
+            settle_batchnorm(model, cells, seed)
+        error = predict(model, picture) - quality
         loss = (error * error).mean() + 0.1 * error.abs().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -129,22 +129,34 @@ def train(model: nn.Module, cells: Tensor, steps: int, seed: int) -> None:
         optimizer.step()
         schedule.step()
         seen += error.detach().abs().mean()
-        if step % 120 == 0:
-            rate = step / (time.monotonic() - started)
-            sys.stderr.write(f"step {step}/{steps} mae {seen.item() / 120:.4f} {rate:.1f}/s\n")
+        if step % REPORT_EVERY == REPORT_EVERY - 1:
+            pace = (step + 1) / (time.monotonic() - started)
+            mae = seen.item() / REPORT_EVERY
+            sys.stderr.write(f"step {step + 1}/{steps} mae {mae:.4f} {pace:.1f}/s\n")
             seen.zero_()
+    model.eval()
 
 
-def settle_batchnorm(model: nn.Module, cells: Tensor, seed: int, count: int) -> None:
-    """Take the statistics of batch normalisation afresh over whole training pictures."""
+def predict(model: UhdIqa, picture: Tensor) -> Tensor:
+    """Qualities [N] in mixed precision; the first layer needs more than bfloat16's eight bits."""
+    x = model.stem(picture)
+    with torch.autocast(picture.device.type, torch.bfloat16):
+        x = model.blocks(x)
+    score: Tensor = model.head(torch.flatten(model.pool(x.float()), 1))
+    return torch.sigmoid(score)[:, 0]
+
+
+def settle_batchnorm(model: UhdIqa, cells: Tensor, seed: int) -> None:
+    """Take the statistics of batch normalisation afresh over whole pictures, then keep them."""
     rng = np.random.default_rng(seed + 1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None  # plain average
     with torch.no_grad():
-        for _ in range(count):
-            model(make_batch(cells, CYCLE[2], rng)[0])
+        for _ in range(SETTLE_BATCHES):
+            picture, _ = make_batch(cells, WHOLE, rng)
+            predict(model, picture.contiguous(memory_format=torch.channels_last))
     model.eval()
 
 
@@ -178,12 +190,12 @@ def evaluate(model: nn.Module, data: IqaData, device: torch.device) -> dict[str,
 def steps_for(seconds: float, cells: Tensor) -> int:
     """How many training steps fit into `seconds`, from the speed of a few."""
     probe = UhdIqa().to(cells.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train(probe, cells, len(CYCLE), 0)
+    train(probe, cells, PROBE_STEPS, 0, RATE)
     started = time.monotonic()
-    train(copy.deepcopy(probe), cells, 5 * len(CYCLE), 0)
+    train(probe, cells, PROBE_STEPS, 0, RATE)
     if cells.device.type == "cuda":
         torch.cuda.synchronize()
-    return int(seconds / (time.monotonic() - started) * 5 * len(CYCLE))
+    return int(seconds / (time.monotonic() - started) * PROBE_STEPS)
 
 
 def main() -> None:
@@ -191,10 +203,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
+    parser.add_argument("--report", type=Path, help="evaluate, and write a JSON file")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seconds", type=float, help="choose the steps to take about so long")
     arguments = parser.parse_args()
     # The labels are differences of near-equal numbers: keep their convolutions in full float32.
@@ -208,13 +221,14 @@ def main() -> None:
     sys.stderr.write(f"{len(photographs.photos)} photographs, {steps} steps\n")
     torch.manual_seed(arguments.seed)
     model = UhdIqa().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train(model, cells, steps, arguments.seed)
+    train(model, cells, steps, arguments.seed, arguments.rate)
     save(model, arguments.out)
-    settle_batchnorm(model, cells, arguments.seed, count=max(1, min(60, steps // 10)))
-    save(model, arguments.out)
+    if arguments.report is None:
+        return
     report = {
         "steps": steps,
         "seed": arguments.seed,
+        "rate": arguments.rate,
         "trained_on": sorted(p.name for p in photographs.photos),
         "held_out": sorted(p.name for p in held_out.photos),
         "held-out photographs": evaluate(model, held_out, device),
