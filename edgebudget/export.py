@@ -243,11 +243,10 @@ def _unsupported(
     operator = _OPERATOR.search(text)
     reason = str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__]
     if operator and captured:
-        base = operator.group(0).split(".")[1].lstrip("_")
         text += "".join(
             n.meta.get("stack_trace") or ""
             for n in captured.graph.nodes
-            if n.op == "call_function" and base in str(n.target)
+            if n.op == "call_function" and _akin(str(n.target), operator.group(0))
         )
     where = _user_line(chain, text)
     what = f"{operator.group(0)}: " if operator else ""
@@ -256,6 +255,12 @@ def _unsupported(
         f"this model cannot be exported{where}: {what}{reason[0][:300]}",
         hint="replace that operation by standard torch ones, without data-dependent control flow",
     )
+
+
+def _akin(target: str, operator: str) -> bool:
+    """Whether an operator of the captured graph may have been lowered to the one that failed."""
+    a, b = (x.replace("::", ".").split(".")[1].strip("_") for x in (target, operator))
+    return a.startswith(b) or b.startswith(a)
 
 
 def _user_line(chain: Sequence[BaseException], text: str) -> str:

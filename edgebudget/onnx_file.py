@@ -137,7 +137,14 @@ def _load_external(model: onnx.ModelProto, path: Path, max_bytes: int) -> None:
     for tensor in graph.tensors(model.graph):
         if not external_data_helper.uses_external_data(tensor):
             continue
-        info = external_data_helper.ExternalDataInfo(tensor)
+        try:
+            info = external_data_helper.ExternalDataInfo(tensor)
+        except ValueError as e:
+            raise ArtifactError(
+                "EB531",
+                f"{path.name}: the location of weight {tensor.name!r} cannot be read: {e}",
+                hint="export or copy the model again",
+            ) from e
         named = folder / info.location
         file = named.resolve()
         if Path(info.location).is_absolute() or not file.is_relative_to(folder):
