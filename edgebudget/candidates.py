@@ -69,6 +69,8 @@ def reach(setting: Setting, program: Program, macs: float) -> Reach:
 
 
 def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) -> tuple[float, ...]:
+    if name not in registry.names():
+        return ()
     look = registry.get(name).reach
     assert look is not None, f"{name} does not say what it can reach"
     try:
@@ -80,6 +82,8 @@ def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) ->
 
 def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ...]]]:
     """Labels and steps of points at or under `cap` MACs: each pass alone, then both."""
+    if found.macs <= cap:
+        return [("original", ())]
     resize, prune = registry.get("scale_resolution"), registry.get("prune_channels")
 
     def scaled(s: float) -> Step:
@@ -90,8 +94,6 @@ def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ..
         why = f"channel groups shrink until the count is at most {cap:.4g} MACs"
         return Step(prune.name, prune.config(macs=math.floor(cap)), why)
 
-    if found.macs <= cap:
-        return [("original", ())]
     points: list[tuple[str, tuple[Step, ...]]] = []
     fits = sorted((s for s in found.scales if s * s * found.macs <= cap * 1.02), reverse=True)
     points += [(f"scale {s:.3f}", (scaled(s),)) for s in fits[:2]]

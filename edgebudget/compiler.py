@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,16 +310,15 @@ def _best_result(
     return chosen
 
 
-def _attempts(job: _Job, plan: Plan, proposal: Proposal | None) -> list[Plan]:
-    """The plan as it is; and, unless the user wrote it, the same with recovery added."""
+def _attempts(job: _Job, plan: Plan, proposal: Proposal | None) -> Iterator[Plan]:
+    """The plan as it is; then, unless the user wrote it, the same with recovery added."""
+    yield plan
     if proposal is None or any(s.name == "recover" for s in plan.steps):
-        return [plan]
+        return
     macs = next(c.macs for c in proposal.candidates if c.label == proposal.chosen)
-    extra = planner.recovery_step(job.setting, macs)
-    if extra is None:
-        return [plan]
-    at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
-    return [plan, replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:]))]
+    if (extra := planner.recovery_step(job.setting, macs)) is not None:
+        at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
+        yield replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:]))
 
 
 def _build(
