@@ -1,0 +1,83 @@
+"""Losses that pull a changed network back towards its original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgebudget.workload import TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """How to weigh teacher against labels.
+
+    `alpha` is the teacher's share (1 where there are no labels), `temperature` softens class
+    scores, `rank` adds a penalty on pairs that a regressor puts in another order than the labels.
+    """
+
+    kind: TaskKind
+    alpha: float = 0.5
+    temperature: float = 2.0
+    rank: float = 0.0
+
+    def loss(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor:
+        """Mean loss of a batch; outputs are [N, ...] each, labels [N, ...] or None.
+
+        Source: "Distilling the Knowledge in a Neural Network", 2015:
+        (1 - alpha) CE + alpha T^2 KL for classes; the same mixture of Huber losses for numbers.
+        """
+        if self.kind == "classification":
+            return self._classes(student[0], teacher[0], labels)
+        if self.kind == "regression":
+            return self._numbers(student[0], teacher[0], labels)
+        parts = [_relative(s, t) for s, t in zip(student, teacher, strict=True)]
+        return torch.stack(parts).mean()
+
+    def _classes(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
+        t = self.temperature
+        soft = F.kl_div(
+            F.log_softmax(student / t, -1),
+            F.log_softmax(teacher / t, -1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        if labels is None:
+            return t * t * soft
+        hard = F.cross_entropy(student, labels.flatten().long())
+        return (1 - self.alpha) * hard + self.alpha * t * t * soft
+
+    def _numbers(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        s, t = student.flatten(1), teacher.flatten(1)
+        scale = t.std(correction=0).clamp_min(1e-3) if len(t) > 1 else t.new_tensor(1.0)
+        soft = F.huber_loss(s / scale, t / scale)
+        if labels is None:
+            return soft
+        y = labels.to(s.dtype).reshape(s.shape)
+        loss = (1 - self.alpha) * F.huber_loss(s / scale, y / scale) + self.alpha * soft
+        if self.rank > 0:
+            loss = loss + self.rank * _disorder(s / scale, y / scale)
+        return loss
+
+
+def _relative(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error as a share of the teacher's power, so that outputs weigh alike."""
+    if not student.is_floating_point():
+        return torch.zeros((), requires_grad=True)
+    return F.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
+
+
+def _disorder(s: Tensor, y: Tensor) -> Tensor:
+    """Logistic loss on the difference of every pair whose labels differ ("RankNet", 2005)."""
+    ds, dy = s.T - s, y.T - y
+    apart = dy.abs() > 1e-6
+    if not bool(apart.any()):
+        return s.sum() * 0.0
+    return F.softplus(-ds[apart] * dy[apart].sign()).mean()

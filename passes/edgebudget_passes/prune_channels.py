@@ -1,0 +1,231 @@
+"""Remove channels until the network meets a MACs bound, choosing widths by what they cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from edgebudget.program import Context, Note, Pass, PassResult, Program
+from edgebudget.train import Caller, bytes_of_sample, load_tensors, outputs_over
+from edgebudget_passes._allocate import step_of, widths_of
+from edgebudget_passes._channel_groups import Grouping, find_groups
+from edgebudget_passes._prune_search import Samples, Scored, Search, split
+from edgebudget_passes._width_macs import WidthMacs, width_macs
+from edgebudget_runtime.errors import InfeasibleError, PassError, UsageError
+
+if TYPE_CHECKING:
+    from edgebudget.target import TargetSpec
+    from edgebudget.workload import Dataset
+
+_TRACE_SIDE = 256  # larger pictures are traced smaller where the network allows it
+_LARGE_SAMPLE_MACS = 5e9
+_LEAST_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`macs` is the bound; 0 in `multiple` takes the target's own channel multiple.
+
+    `search_macs` bounds the work of measuring candidates, so that it does not depend on the clock.
+    """
+
+    macs: int
+    multiple: int = 0
+    candidates: int = 12
+    samples: int = 512
+    batch: int = 64
+    search_macs: float = 5e12
+
+
+def run(program: Program, config: Config, ctx: Context) -> PassResult:
+    """Solve widths for the bound by several criteria; keep the candidate nearest to the original.
+
+    Raises:
+        UsageError: EB347, the bound is not positive.
+        InfeasibleError: EB402, no allowed widths reach the bound.
+        PassError: EB342, the built network does not count what was solved for.
+    """
+    if config.macs <= 0:
+        raise UsageError("EB347", f"macs = {config.macs} is not positive", hint="give a bound > 0")
+    body, forward = program.body, Caller.of(program)
+    whole = _count(program)
+    if whole <= config.macs:
+        return PassResult(program, declined=(Note("model", "not pruned", "already in bound"),))
+    multiple = config.multiple or ctx.target.channel_multiple
+    found, macs = _study(program, whole)
+    smallest = macs([widths_of(g.size, multiple)[0] for g in found.groups])
+    if smallest > config.macs:
+        raise _unreachable(config.macs, smallest, found)
+    samples, notes = _samples(program, config, ctx, whole)
+    search = Search(
+        body=body,
+        forward=forward,
+        groups=found.groups,
+        macs=macs,
+        bound=config.macs,
+        multiple=multiple,
+        kind=ctx.task.kind,
+        samples=samples,
+        batch=config.batch,
+        rng=ctx.rng,
+        emit=ctx.emit,
+        budget_macs=config.search_macs,
+        deadline=ctx.deadline,
+    )
+    scored = search.run(max(1, config.candidates))
+    result = replace(program, body=scored[0].body.eval())
+    _verify(program, result, scored[0].macs, config.macs)
+    declined = [Note(where, "not pruned", why) for where, why in found.declined]
+    declined += [Note(where, "not used", why) for where, why in search.skipped]
+    did = (*notes, *_rounding(found, multiple), *_account(found, scored))
+    return PassResult(result, did, tuple(declined))
+
+
+def reachable(program: Program, target: TargetSpec) -> tuple[int, int]:
+    """Smallest and largest MACs that pruning can leave, from shapes alone."""
+    whole = _count(program)
+    found, macs = _study(program, whole)
+    return macs([widths_of(g.size, target.channel_multiple)[0] for g in found.groups]), whole
+
+
+def _count(program: Program) -> int:
+    from edgebudget.counter import count
+
+    return int(count(program).macs)
+
+
+def _study(program: Program, whole: int) -> tuple[Grouping, WidthMacs]:
+    body, forward = program.body, Caller.of(program)
+    inputs = _example(program)
+    found = find_groups(body, forward, _shrunk(body, forward, inputs))
+    return found, width_macs(body, forward, inputs, found.groups, whole)
+
+
+def _example(program: Program) -> tuple[Tensor, ...]:
+    draw = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(s.shape, generator=draw)
+        if s.dtype.startswith("float")
+        else torch.ones(s.shape, dtype=getattr(torch, s.dtype))
+        for s in program.inputs
+    )
+
+
+def _shrunk(body: nn.Module, forward: Caller, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Smaller pictures to trace the structure on, if the network takes them."""
+    small = tuple(
+        x[..., : min(_TRACE_SIDE, x.shape[-2]), : min(_TRACE_SIDE, x.shape[-1])]
+        if x.dim() == 4
+        else x
+        for x in inputs
+    )
+    if all(a.shape == b.shape for a, b in zip(small, inputs, strict=True)):
+        return inputs
+    try:
+        with torch.no_grad():
+            forward(body, small)
+    except Exception:  # a network of fixed size says so in its own words
+        return inputs
+    return small
+
+
+def _samples(
+    program: Program, config: Config, ctx: Context, whole: int
+) -> tuple[Samples | None, list[Note]]:
+    dataset = ctx.data.calibration
+    if dataset is None:
+        why = "no calibration data: channels ranked by weights, statistics not refreshed"
+        return None, [Note("model", "one candidate only", why)]
+    notes = []
+    each = _macs_each(program, dataset, whole)
+    train = ctx.data.train
+    if each > _LARGE_SAMPLE_MACS and train is not None:
+        smaller = _macs_each(program, train, whole)
+        if smaller < each / 2:
+            why = f"{smaller:.3g} MACs a sample against {each:.3g}"
+            notes.append(Note("model", "candidates measured on training samples", why))
+            dataset, each = train, smaller
+    runs = 3 * max(1, config.candidates)
+    count = int(0.4 * config.search_macs / (runs * each)) if each else config.samples
+    count = min(len(dataset), config.samples, max(_LEAST_SAMPLES, count))
+    # Spread over the data set, which may be sorted by class.
+    indices = [i * len(dataset) // count for i in range(count)]
+    names = [s.name for s in program.inputs]
+    fit, held = split(load_tensors(dataset, names, indices, emit=ctx.emit))
+    if ctx.task.needs_reference:
+        held = replace(held, labels=None)
+    batch = max(1, min(config.batch, int(2e8 // max(1, bytes_of_sample(dataset)))))
+    answers = outputs_over(Caller.of(ctx.original), ctx.original.body, held, batch)
+    notes.append(Note("model", f"fit_samples={len(fit)} held_samples={len(held)}", dataset.name))
+    return Samples(fit, held, answers, each), notes
+
+
+def _macs_each(program: Program, dataset: Dataset, whole: int) -> float:
+    """MACs of one sample of `dataset`, whose size may differ from the program's input."""
+    spec = program.inputs[0]
+    value = dataset.sample(0).inputs.get(spec.name)
+    size = math.prod(value.shape) if value is not None else math.prod(spec.shape[1:])
+    return whole * size / max(1, math.prod(spec.shape))
+
+
+def _verify(before: Program, after: Program, solved: int, bound: int) -> None:
+    counted = _count(after)
+    if counted != solved or counted > bound:
+        raise PassError(
+            "EB342",
+            f"the pruned network counts {counted} MACs where {solved} were solved for {bound}",
+            hint="report this model: a layer's work does not follow its channels",
+        )
+    inputs = _example(before)
+    with torch.no_grad():
+        old = _shrunk(before.body, Caller.of(before), inputs)
+        was, now = (Caller.of(p)(p.body, old) for p in (before, after))
+    if [x.shape for x in was] != [x.shape for x in now]:
+        raise PassError("EB343", "the pruned network's outputs changed shape", hint="report it")
+
+
+def _unreachable(bound: int, smallest: int, found: Grouping) -> InfeasibleError:
+    why = f"; {len(found.declined)} groups cannot shrink" if found.declined else ""
+    return InfeasibleError(
+        "EB402",
+        f"pruning reaches {smallest} MACs at the least, {bound} needed{why}",
+        hint=f"ask for at least {smallest} MACs, or combine with a smaller input",
+    )
+
+
+def _rounding(found: Grouping, multiple: int) -> list[Note]:
+    finer = {g.size: step_of(g.size, multiple) for g in found.groups}
+    small = {size: step for size, step in sorted(finer.items()) if step != multiple}
+    if not small:
+        return []
+    steps = ", ".join(f"{size} by {step}" for size, step in small.items())
+    why = f"rounded to {multiple} they would have fewer than four widths to choose from"
+    return [Note("small groups", f"groups of {steps}", why)]
+
+
+def _account(found: Grouping, scored: list[Scored]) -> list[Note]:
+    notes = []
+    for rank, s in enumerate(scored):
+        agree = "" if s.agreement is None else f" agreement={s.agreement:.4f}"
+        loss = "" if math.isnan(s.loss) else f" loss={s.loss:.6f}"
+        what = f"candidate={s.name} macs={s.macs}{loss}{agree} kept={int(rank == 0)}"
+        notes.append(Note("candidates", what, "lowest held-back loss" if rank == 0 else ""))
+    best = scored[0]
+    for group, width in zip(found.groups, best.widths, strict=True):
+        if width < group.size:
+            notes.append(Note(group.name, f"channels={group.size} kept={width}", best.name))
+    return notes
+
+
+PASS = Pass(
+    name="prune_channels",
+    run=run,
+    config=Config,
+    stage="module",
+    summary="remove channels until a MACs bound holds, keeping the best of several candidates",
+    reach=reachable,
+)
