@@ -60,7 +60,7 @@ def to_graph(program: Program, *, check: bool = True) -> Program:
     """
     captured = capture(program)
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(
                 captured,
                 (),
@@ -90,7 +90,7 @@ def capture(program: Program) -> torch.export.ExportedProgram:
     wrapped = _Named(program.body, program.inputs, program.outputs).eval()
     example = tuple(torch.from_numpy(v) for v in graph.probe(program.inputs).values())
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             return torch.export.export(wrapped, example, strict=False)
     except EdgeBudgetError:
         raise
@@ -280,13 +280,13 @@ def _user_line(chain: Sequence[BaseException], text: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter writes to ourselves: its failures become errors."""
+def quiet() -> Iterator[None]:
+    """Keep what torch writes while it exports to ourselves: its failures become errors."""
     level = logging.root.manager.disable
     sink = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:

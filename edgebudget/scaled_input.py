@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from edgebudget.export import call, select_outputs
+from edgebudget.export import call, quiet, select_outputs
 
 if TYPE_CHECKING:
     from edgebudget.program import Program
@@ -68,7 +68,7 @@ def shrink(picture: Tensor, size: tuple[int, int]) -> Tensor:
 def output_shapes(program: Program) -> list[tuple[int, ...]]:
     """Shapes of a module-stage program's outputs, computed on shapes alone."""
     body: nn.Module = program.body
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         tensors = [torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for s in program.inputs]
         value = call(body, [s.name for s in program.inputs], tensors)
         return [tuple(t.shape) for t in select_outputs(value, program.outputs)]
