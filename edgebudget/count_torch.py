@@ -39,11 +39,23 @@ def count_exported(ep: ExportedProgram) -> CountReport:
     Raises:
         UnsupportedError: EB211 a dynamic dimension, EB214 an ATen operator without a rule.
     """
-    ep = ep.run_decompositions({})  # only inlines what torch wraps in higher-order operators
+    try:
+        return _count(ep)
+    except UnsupportedError as e:
+        if e.code != "EB214":
+            raise
+    # Inlines what torch wraps in higher-order operators; slow, and seldom needed.
+    return _count(ep.run_decompositions({}))
+
+
+def _count(ep: ExportedProgram) -> CountReport:
     stored = _stored(ep)
     state = _State(stored, {}, set())
     layers = []
+    alive = _alive(ep)
     for node in ep.graph.nodes:
+        if node not in alive:
+            continue
         if node.op == "placeholder":
             if node.name in stored:
                 state.fixed.add(node.name)
@@ -54,6 +66,23 @@ def count_exported(ep: ExportedProgram) -> CountReport:
             if layer is not None:
                 layers.append(layer)
     return CountReport(tuple(layers))
+
+
+def _alive(ep: ExportedProgram) -> set[Node]:
+    """Nodes that an output, or a write into a tensor, depends on; no exporter keeps the others."""
+    pending = [
+        n
+        for n in ep.graph.nodes
+        if n.op == "output"
+        or (isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable)
+    ]
+    alive = set(pending)
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in alive:
+                alive.add(source)
+                pending.append(source)
+    return alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +116,6 @@ def _layer(node: Node, state: _State) -> LayerCount | None:
             if any(i.name in state.fixed for i in node.all_input_nodes):
                 state.fixed.add(node.name)
             return None
-        if not isinstance(node.meta.get("val"), torch.Tensor):
-            return None  # arithmetic on sizes
         raise _unsupported(node)
     outputs = _tensors(node.meta.get("val"))
     shapes = [_shape(t, node) for t in outputs]

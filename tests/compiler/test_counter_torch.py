@@ -267,6 +267,23 @@ def test_tied_weights_are_stored_once() -> None:
     assert (report.params, report.macs) == (40, 6 * 40)
 
 
+def test_what_no_output_needs_is_not_counted() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 3), nn.Linear(4, 100)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.idle(x)
+            y: torch.Tensor = self.used(x)
+            y += 1  # written in place
+            return y
+
+    report = count_exported(exported(Idle(), torch.zeros(1, 4)))
+    assert (report.macs, report.params) == (12, 15)
+    assert [x.op for x in report.layers] == ["linear", "add_"]
+
+
 def test_an_operator_without_a_rule_is_named() -> None:
     class Odd(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
