@@ -80,15 +80,15 @@ def _batchnorm_folded(program: Program) -> str | None:
 
 
 def _quantized(program: Program) -> str | None:
-    """Every convolution and matrix product reads integers."""
+    """Some convolution or matrix product reads integers (mixed precision leaves others float)."""
     if program.stage == "module":
         return "it is still a module"
     maker = {o: n.op_type for n in program.body.graph.node for o in n.output}
-    products = [n for n in program.body.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
-    for node in products:
-        if maker.get(node.input[0]) != "DequantizeLinear":
-            return f"{node.op_type} {node.name!r} computes in floating point"
-    return None
+    for node in program.body.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            if maker.get(node.input[0]) == "DequantizeLinear":
+                return None
+    return "no layer computes in integers"
 
 
 def _weights(program: Program) -> Iterator[tuple[str, Array]]:

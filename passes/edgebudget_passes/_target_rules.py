@@ -25,7 +25,6 @@ from edgebudget_passes._graph_edits import (
 )
 from edgebudget_passes._unary_forms import recognise
 
-_MOST_ZEROS = 2**20  # elements of stored zeros that a channel pad may cost
 _NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp"})
 
 
@@ -49,9 +48,6 @@ def rules_for(target: TargetSpec) -> tuple[Rule, ...]:
     ]
     if target.options.get("symmetric_pads") == "true":
         chosen.append(Rule("symmetric pads", frozenset({"Conv"}), symmetric_pad))
-    if target.family == "cpu":
-        # Pad runs in float on ONNX Runtime's CPU, Concat on integers; the NPU takes both alike.
-        chosen.append(Rule("channel pads", frozenset({"Pad"}), channel_pad))
     return tuple(chosen)
 
 
@@ -214,33 +210,6 @@ def symmetric_pad(node: ir.Node) -> Note | None:
     node.attributes["pads"] = ir.AttrInt64s("pads", most * 2)
     node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", wider.shape[2:])
     return Note(_name(node), f"kernel {_by(weight.shape[2:])} became {_by(wider.shape[2:])}")
-
-
-def channel_pad(node: ir.Node) -> Note | None:
-    """Zero channels are joined by Concat, which stays in integers."""
-    source, size, amounts = node.inputs[0], shape(node.inputs[0]), _listed(node, 1)
-    if source is None or size is None or len(amounts) != 2 * len(size) or len(node.inputs) > 3:
-        return None
-    rank = len(size)
-    others = [a for i, a in enumerate(amounts) if i % rank != 1]
-    front, back = amounts[1], amounts[rank + 1]
-    if any(others) or min(front, back) < 0 or front + back == 0:
-        return None
-    if text(node, "mode", "constant") != "constant" or _pad_value(node) != 0:
-        return Note(_name(node), "kept", "it does not pad with zeros")
-    zeros = (front + back) * size[0] * int(np.prod(size[2:]))
-    if zeros > _MOST_ZEROS:
-        return Note(_name(node), "kept", f"{zeros} zeros would have to be stored")
-    body = node.graph
-    assert body is not None
-    made: dict[int, ir.Value] = {}
-    for width in (front, back):
-        if width and width not in made:
-            block = np.zeros((size[0], width, *size[2:]), np.float32)
-            made[width] = add_initializer(body, f"{_name(node)}.zeros", block)
-    parts = [*([made[front]] if front else []), source, *([made[back]] if back else [])]
-    replace(node, [ir.node("Concat", parts, attributes={"axis": 1}, name=_name(node))])
-    return Note(_name(node), f"became Concat with {front + back} zero channels")
 
 
 def _spatial_pad(pad: ir.Node) -> tuple[list[int] | None, str]:

@@ -240,11 +240,9 @@ def _shortcut(x: Tensor) -> Tensor:
     return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + 1
 
 
-def test_channel_padding_stays_in_integers_on_the_cpu() -> None:
-    cpu = _run(_module(_shortcut), "cpu")
-    assert _ops(cpu) == {"Slice": 1, "Concat": 1, "Add": 1}
-    assert len(cpu.program.body.graph.node[1].input) == 3
-    assert _ops(_run(_module(_shortcut), "npu")) == {"Slice": 1, "Pad": 1, "Add": 1}
+def test_slices_in_a_row_become_one() -> None:
+    result = _run(_module(_shortcut))
+    assert _ops(result) == {"Slice": 1, "Pad": 1, "Add": 1}
 
 
 def test_a_rule_that_errs_on_one_node_is_kept_on_the_others(
@@ -272,9 +270,7 @@ def test_a_rule_that_errs_on_one_node_is_kept_on_the_others(
 
 
 def test_equal_graphs_give_equal_bytes() -> None:
-    first, second = (
-        graph.fingerprint(_run(_module(_shortcut), "cpu").program.body) for _ in range(2)
-    )
+    first, second = (graph.fingerprint(_run(_module(_shortcut)).program.body) for _ in range(2))
     assert first == second
 
 
