@@ -23,7 +23,7 @@ from edgebudget_models.iqa_distort import KINDS, Distortion, distort
 from edgebudget_models.iqa_photos import ENLARGEMENT, GRID, Photo
 
 CROP = 512
-_FORMAT = "edgebudget-iqa-1"  # part of every key: change it with anything that changes a pixel
+_FORMAT = "edgebudget-iqa-2"  # part of every key: change it with anything that changes a pixel
 _SEEDS: dict[Split, int] = {"evaluation": 1, "calibration": 2, "train": 3}
 # At least so many samples, and at least so many for each photograph.
 _COUNTS: dict[Split, tuple[int, int]] = {

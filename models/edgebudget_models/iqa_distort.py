@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -91,37 +92,41 @@ def _compress(picture: Tensor, grade: float, generator: torch.Generator) -> Tens
     small = F.avg_pool2d(picture, _SHRINK)
     height, width = small.shape[-2:]
     padded = F.pad(small, (0, -width % 8, 0, -height % 8), mode="replicate")
-    to_ycc = torch.tensor(_TO_YCC, device=picture.device)
-    ycc = torch.einsum("ij,njhw->nihw", to_ycc, padded) * 255
-    blocks = ycc.unfold(2, 8, 8).unfold(3, 8, 8) - _levels_shift(picture)
-    dct = _dct_matrix(picture)
-    table = _tables(picture, quality)
-    coefficients = (dct @ blocks @ dct.T / table).round() * table
-    restored = dct.T @ coefficients @ dct + _levels_shift(picture)
+    constants = _constants(picture.device)
+    ycc = torch.einsum("ij,njhw->nihw", constants.to_ycc, padded) * 255
+    blocks = ycc.unfold(2, 8, 8).unfold(3, 8, 8) - constants.shift
+    table = constants.table * (50.0 / quality)  # as common encoders scale it below 50
+    coefficients = (constants.dct @ blocks @ constants.dct.T / table).round() * table
+    restored = constants.dct.T @ coefficients @ constants.dct + constants.shift
     ycc = restored.transpose(3, 4).reshape(padded.shape) / 255
-    rgb = torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycc), ycc)
+    rgb = torch.einsum("ij,njhw->nihw", constants.to_rgb, ycc)
     return _enlarge(rgb[..., :height, :width].clamp(0, 1), *picture.shape[-2:])
 
 
-def _levels_shift(like: Tensor) -> Tensor:
-    return torch.tensor((128.0, 0.0, 0.0), device=like.device).view(3, 1, 1, 1, 1)
+@dataclass(frozen=True, slots=True)
+class _Constants:
+    to_ycc: Tensor  # [3, 3]
+    to_rgb: Tensor  # [3, 3]
+    shift: Tensor  # [3, 1, 1, 1, 1]
+    table: Tensor  # [3, 1, 1, 8, 8]
+    dct: Tensor  # [8, 8]
 
 
-def _dct_matrix(like: Tensor) -> Tensor:
-    k = torch.arange(8, device=like.device, dtype=torch.float32)
-    matrix = torch.cos(math.pi / 8 * (k[None, :] + 0.5) * k[:, None]) / 2
-    matrix[0] /= math.sqrt(2)
-    return matrix
-
-
-def _tables(like: Tensor, quality: float) -> Tensor:
-    """[3, 1, 1, 8, 8], scaled to a quality in (0, 50] as common encoders do."""
+@lru_cache
+def _constants(device: torch.device) -> _Constants:
+    # Kept on the device: each copy there would make the host wait for all work before it.
+    to_ycc = torch.tensor(_TO_YCC)
     luminance, chrominance = (
-        torch.tensor([float(v) for v in t.split()], device=like.device).view(8, 8)
-        for t in (_LUMINANCE_TABLE, _CHROMINANCE_TABLE)
+        torch.tensor([float(v) for v in table.split()]).view(8, 8)
+        for table in (_LUMINANCE_TABLE, _CHROMINANCE_TABLE)
     )
-    table = torch.stack([luminance, chrominance, chrominance]) * (50.0 / quality)
-    return table.view(3, 1, 1, 8, 8)
+    table = torch.stack([luminance, chrominance, chrominance]).view(3, 1, 1, 8, 8)
+    k = torch.arange(8, dtype=torch.float32)
+    dct = torch.cos(math.pi / 8 * (k[None, :] + 0.5) * k[:, None]) / 2
+    dct[0] /= math.sqrt(2)
+    shift = torch.tensor((128.0, 0.0, 0.0)).view(3, 1, 1, 1, 1)
+    tensors = (to_ycc, torch.linalg.inv(to_ycc), shift, table, dct)
+    return _Constants(*(tensor.to(device) for tensor in tensors))
 
 
 def _pixelate(picture: Tensor, grade: float, generator: torch.Generator) -> Tensor:

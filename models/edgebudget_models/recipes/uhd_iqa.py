@@ -33,12 +33,12 @@ from edgebudget_models.uhd_iqa_net import UhdIqa
 # Batches in turn: groups, pictures a group (all distorted alike), height, width. Crops as in the
 # `train` split, quarters of a picture, whole pictures. Batches are large because their members
 # share the statistics of batch normalisation, which tell a distortion apart from its neighbours.
-CROPS, QUARTERS, WHOLE = (16, 6, 512, 512), (10, 2, 1080, 1920), (8, 1, 2160, 3840)
-CYCLE = (CROPS, QUARTERS, CROPS, WHOLE)
-SETTLED_CYCLE = (WHOLE, QUARTERS, WHOLE, CROPS)
+CROPS, QUARTERS, WHOLE = (16, 6, 512, 512), (12, 2, 1080, 1920), (8, 1, 2160, 3840)
+CYCLE = (CROPS, QUARTERS)
+SETTLED_CYCLE = (WHOLE, QUARTERS, CROPS, WHOLE)
 RATE, DECAY = 1e-3, 0.05
 WINDOWS = 6  # of each photograph, drawn once
-SETTLED = 0.25  # share of the steps, at the end, with fixed statistics of normalisation
+SETTLED = 0.4  # share of the steps, at the end, with fixed statistics of normalisation
 RESCALED = 0.25  # share of the batches shrunk to 0.65 to 1 times their size
 SETTLE_BATCHES = 20
 REPORT_EVERY, PROBE_STEPS = 60, 40
@@ -73,8 +73,7 @@ def make_batch(
     groups, members, height, width = shape
     pictures, qualities = [], []
     for _ in range(groups):
-        chosen = torch.from_numpy(rng.integers(len(cells), size=members)).to(cells.device)
-        windows = cells[chosen]
+        windows = torch.stack([cells[i] for i in rng.integers(len(cells), size=members).tolist()])
         if rng.random() < 0.5:
             windows = windows.flip(-1)
         top = int(rng.integers(GRID[0] - -(-height // ENLARGEMENT) + 1))
@@ -124,7 +123,7 @@ def train(model: UhdIqa, cells: Tensor, steps: int, seed: int, rate: float) -> N
         error = predict(model, picture) - quality
         loss = (error * error).mean() + 0.1 * error.abs().mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -195,7 +194,7 @@ def steps_for(seconds: float, cells: Tensor) -> int:
     train(probe, cells, PROBE_STEPS, 0, RATE)
     if cells.device.type == "cuda":
         torch.cuda.synchronize()
-    return int(seconds / (time.monotonic() - started) * PROBE_STEPS)
+    return max(1, int(seconds / (time.monotonic() - started) * PROBE_STEPS))
 
 
 def main() -> None:
