@@ -76,16 +76,14 @@ class Bars:
             return
         if isinstance(event, Started):
             self._end(event.work)
-            task = self._progress.add_task(event.work, total=event.total, note="")
-            self._tasks[event.work] = task
-            return
-        task = self._tasks.get(event.work, None)  # type: ignore[assignment]
-        if task is None:
-            return
-        if isinstance(event, Advanced):
-            self._progress.update(task, advance=event.steps, note=event.note)
-        else:
+            self._tasks[event.work] = self._progress.add_task(
+                event.work, total=event.total, note=""
+            )
+        elif isinstance(event, Finished):
             self._end(event.work, event.note)
+        elif event.work in self._tasks:
+            task = self._tasks[event.work]
+            self._progress.update(task, advance=event.steps, note=event.note)
 
     def _end(self, work: str, note: str = "") -> None:
         task = self._tasks.pop(work, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from edgebudget.cli import options as o
 from edgebudget.cli.output import write, write_json
 from edgebudget.cli.progress import listening
+from edgebudget.events import Said
 from edgebudget_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -138,23 +140,33 @@ def evaluate(
     ] = None,
     weights: o.Weights = None,
     input_shape: o.InputShape = None,
-    seed: o.Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Of how one set is divided; 0.")
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Measure the quality of a model or an artifact on evaluation data."""
+    """Measure the quality of a model or an artifact on evaluation data.
+
+    What is not given here comes from an artifact's recipe: its pictures are the ones that no
+    pass has seen.
+    """
     shape = o.parse_shape(input_shape)
     with listening() as emit:
         from edgebudget.workload_loading import load_workload
         from edgebudget_runtime.manifest import FILE, Manifest
 
         folder = Path(model) if (Path(model) / FILE).is_file() else None
-        source = model
-        if folder is not None:
-            manifest = Manifest.load(folder)
-            source = original or manifest.workload.model
+        recipe = {} if folder is None or original else _recipe(folder)
         workload = load_workload(
-            source, weights=weights, data=data, task=task, input_shape=shape, seed=seed
+            original or recipe.get("model", model),
+            weights=weights,
+            data=data or recipe.get("data"),
+            task=task or recipe.get("task"),
+            input_shape=shape or (tuple(recipe.get("input_shape") or ()) or None),
+            seed=recipe.get("seed", 0) if seed is None else seed,
         )
+        if folder is not None and workload.digest != Manifest.load(folder).workload.digest:
+            emit(Said("warning", f"{workload.name} is not what the artifact was compiled from"))
         dataset = workload.data.evaluation
         if dataset is None:
             raise UsageError(
@@ -172,6 +184,21 @@ def evaluate(
     )
     for name, value in quality.others.items():
         write(f"  {name} {value:.4f}")
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """What an artifact was compiled from, as its recipe says."""
+    try:
+        text = (folder / "recipe.toml").read_text(encoding="utf-8")
+        settings: dict[str, Any] = tomllib.loads(text)["settings"]
+        settings["model"] = str(settings["model"])
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as e:
+        raise UsageError(
+            "EB109",
+            f"{folder / 'recipe.toml'} does not say what to evaluate on: {e}",
+            hint="name the model with --original and the data with --data",
+        ) from e
+    return settings
 
 
 def _quality(folder: Path | None, workload: Workload, dataset: Dataset, emit: Emit) -> Quality:

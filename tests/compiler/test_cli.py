@@ -202,6 +202,43 @@ def test_run_answers_every_input(artifact: Path, tmp_path: Path, capsys: Capture
         assert (code, "EB109" in text) == (2, True)
 
 
+def test_eval_a_model(capsys: Capture) -> None:
+    found = answer(capsys, "eval", "digits")
+    assert found["metric"] == "top1"
+    assert found["low"] <= found["value"] <= found["high"]
+    assert found["value"] > 0.9
+
+
+def test_eval_an_artifact_needs_to_know_on_what(artifact: Path, capsys: Capture) -> None:
+    code, text = failure(capsys, "eval", str(artifact))
+    assert code == 2
+    assert "EB109" in text
+    assert "--original" in text
+
+
+@pytest.mark.slow
+def test_compile_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "cache"))
+    plan, out = tmp_path / "plan.toml", str(tmp_path / "out")
+    plan.write_text('format = 1\n[[step]]\npass = "quantize_int8"\n')
+    made = answer(
+        capsys, "compile", "digits", "--out", out, "--plan", str(plan), "--size", "1MB",
+        "--max-drop", "5%",
+    )  # fmt: skip
+    assert made["holds"] is True
+    seen = answer(capsys, "inspect", out)
+    assert seen["macs"] == made["cost"]["macs"]["value"]
+    assert seen["params"] == made["cost"]["params"]["value"]
+    assert seen["memory"]["total_bytes"] == made["cost"]["memory_bytes"]["value"]
+    assert answer(capsys, "eval", out)["value"] == made["quality"]["value"]
+    shape = seen["inputs"][0]["shape"]
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.float32))
+    (given,) = answer(capsys, "run", out, str(tmp_path / "x.npy"))
+    assert len(given["outputs"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
