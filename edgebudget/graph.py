@@ -34,7 +34,7 @@ def specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     """Name, shape and dtype of every input that is not a weight.
 
     Raises:
-        UnsupportedError: EB224, a dimension is not a number.
+        UnsupportedError: EB224, a dimension is not a number; EB227, neither are its elements.
     """
     found = []
     for value in inputs(model):
@@ -45,9 +45,21 @@ def specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
                 f"input {value.name!r} has no static shape",
                 hint="give the shape with --input-shape",
             )
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        found.append(TensorSpec(value.name, shape, dtype.name))
+        found.append(TensorSpec(value.name, shape, _dtype(value)))
     return tuple(found)
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type.elem_type
+    if kind in onnx.TensorProto.DataType.values():
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind) if kind else None
+        if dtype is not None and dtype.kind in "fiub":
+            return str(dtype.name)
+    raise UnsupportedError(
+        "EB227",
+        f"input {value.name!r} does not hold plain numbers (element type {kind})",
+        hint="feed numbers: do text and image decoding outside the model",
+    )
 
 
 def inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

@@ -6,11 +6,14 @@ import io
 import pickle
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph
@@ -77,6 +80,26 @@ def test_truncated(tmp_path: Path, keep: int) -> None:
     path = _save(tmp_path, _model())
     path.write_bytes(path.read_bytes()[:keep])
     assert _code(path) == "EB530"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4))
+def test_any_damage_is_read_or_refused(tmp_path: Path, damage: list[tuple[float, int]]) -> None:
+    content = bytearray(_model().SerializeToString())
+    for where, value in damage:
+        content[int(where * len(content))] = value
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    with suppress(EdgeBudgetError):
+        graph.specs(freeze_shapes(from_file(path)))
+
+
+@pytest.mark.parametrize("kind", [TensorProto.STRING, TensorProto.UNDEFINED, 99])
+def test_inputs_hold_numbers(kind: int) -> None:
+    model = _model()
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    with pytest.raises(UnsupportedError, match="EB227"):
+        graph.specs(model)
 
 
 def _corrupt(model: onnx.ModelProto) -> None:
@@ -176,7 +199,7 @@ def test_given_shapes_fill_symbols() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "given", "code"),
+    ("shape", "asked", "code"),
     [
         (["n", 3, "h", "w"], {}, "EB150"),
         ([1, 3, None, 8], {}, "EB150"),
@@ -187,9 +210,9 @@ def test_given_shapes_fill_symbols() -> None:
     ],
 )
 def test_shapes_that_cannot_be_resolved(
-    shape: Dims, given: dict[str, tuple[int, ...]], code: str
+    shape: Dims, asked: dict[str, tuple[int, ...]], code: str
 ) -> None:
     with pytest.raises(UsageError) as e:
-        freeze_shapes(_model(shape), given)
+        freeze_shapes(_model(shape), asked)
     assert e.value.code == code
     assert e.value.hint
