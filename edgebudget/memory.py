@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import accumulate
 
 from onnx import GraphProto, ModelProto, NodeProto
 
@@ -64,6 +65,7 @@ def _plan(graph: GraphProto, known: Tensors, borrowed: frozenset[str]) -> Memory
     """Plan one graph; `borrowed` inputs are stored by the graph around it."""
     stores = _Stores(graph, known, borrowed)
     weights = sum(info.nbytes for _, info in constants(graph))
+    levels = stores.levels(len(graph.node))
     live: list[tuple[str, int]] = []
     peak, best = -1, -1
     inner_at_best: tuple[tuple[str, int], ...] = ()
@@ -75,7 +77,7 @@ def _plan(graph: GraphProto, known: Tensors, borrowed: frozenset[str]) -> Memory
         ]
         weights += sum(p.weight_bytes for p in inner)
         dearest = max(inner, key=lambda p: p.peak_activation_bytes, default=None)
-        alive = sum(stores.size[s] for s in stores.alive(index))
+        alive = levels[index]
         if dearest is not None:
             alive += dearest.peak_activation_bytes
         live.append((name, alive))
@@ -145,6 +147,14 @@ class _Stores:
             quantized = integer.never_stored.get(name, name)
             self._store[name] = name
             self.size[name] = self._known.need(quantized, node).nbytes
+
+    def levels(self, nodes: int) -> list[int]:
+        """Bytes in use while each of the `nodes` runs."""
+        change = [0] * (nodes + 2)
+        for store, (born, dies) in self._span.items():
+            change[max(born, 0)] += self.size[store]
+            change[dies + 1] -= self.size[store]
+        return list(accumulate(change))
 
     def alive(self, index: int) -> list[str]:
         """Storages in use while node `index` runs, in order of birth."""

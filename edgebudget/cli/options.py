@@ -26,11 +26,15 @@ TargetName = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="imagefolder:DIR, npz:FILE, FILE.py:FUNCTION, or a zoo's folder."),
+    typer.Option(
+        "--data", help="imagefolder:DIR, npz:FILE, FILE.py:FUNCTION, builtin (the zoo's)."
+    ),
 ]
 Task = Annotated[
     str | None,
-    typer.Option("--task", help="classification, regression, detection, or FILE.py:FUNCTION."),
+    typer.Option(
+        "--task", help="classification, regression, detection, agreement, FILE.py:FUNCTION."
+    ),
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", help="A .safetensors file for MODEL's architecture.")
