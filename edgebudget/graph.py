@@ -126,16 +126,6 @@ def set_initializer(model: onnx.ModelProto, name: str, value: Array) -> None:
     model.graph.initializer.append(tensor)
 
 
-def names_in_use(model: onnx.ModelProto) -> set[str]:
-    """Every value name of the graph."""
-    graph = model.graph
-    used = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
-    for node in graph.node:
-        used.update(node.input)
-        used.update(node.output)
-    return used
-
-
 def unique(name: str, used: set[str]) -> str:
     """`name`, or `name_2`, `name_3`, ... when it is taken; the answer is added to `used`."""
     candidate, count = name, 1
