@@ -22,7 +22,7 @@ from edgebudget_runtime.errors import EdgeBudgetError
 if TYPE_CHECKING:
     from edgebudget.program import Program
 
-_PROBE_MACS = 1e12  # multiply-accumulates spent on looking at one candidate
+_PROBE_MACS = 4e11  # multiply-accumulates spent on looking at one candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,6 @@ def reach(setting: Setting, program: Program, macs: float) -> Reach:
 
 
 def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) -> tuple[float, ...]:
-    if name not in registry.names():
-        return ()
     look = registry.get(name).reach
     assert look is not None, f"{name} does not say what it can reach"
     try:

@@ -138,13 +138,14 @@ class Checked:
     """A set whose every sample is checked against the model's inputs when it is read.
 
     Floats of another width are converted. `classes` is the number of classes, for labels of a
-    classifier, else None.
+    classifier, else None. `crops` allows pictures [C, h, w] smaller than the model's input.
     """
 
     inner: Dataset
     specs: tuple[TensorSpec, ...]
     classes: int | None = None
     labelled: bool = True
+    crops: bool = False
 
     @property
     def name(self) -> str:
@@ -172,7 +173,7 @@ class Checked:
         """
         found = self.inner.sample(index)
         where = f"{self.name}, sample {index}"
-        inputs = {s.name: _fit(found.inputs, s, where) for s in self.specs}
+        inputs = {s.name: _fit(found.inputs, s, where, self.crops) for s in self.specs}
         target = found.target if self.labelled else None
         if target is not None and target.dtype.kind == "f" and not np.isfinite(target).all():
             raise _not_finite(f"{where}: the label")
@@ -395,7 +396,7 @@ def _array(value: Any) -> Array:
     return found.astype(np.float32) if found.dtype == np.float64 else found
 
 
-def _fit(inputs: Mapping[str, Array], spec: TensorSpec, where: str) -> Array:
+def _fit(inputs: Mapping[str, Array], spec: TensorSpec, where: str, crops: bool = False) -> Array:
     value = inputs.get(spec.name)
     if value is None and len(inputs) == 1:
         value = next(iter(inputs.values()))
@@ -404,7 +405,7 @@ def _fit(inputs: Mapping[str, Array], spec: TensorSpec, where: str) -> Array:
             f"{where}: no input {spec.name!r}, found {', '.join(inputs)}",
             "name the inputs as the model does",
         )
-    if value.shape != spec.shape[1:]:
+    if value.shape != spec.shape[1:] and not (crops and _is_crop(value.shape, spec.shape[1:])):
         raise _wrong_shape(value.shape, spec, where)
     kind = np.dtype(spec.dtype)
     if value.dtype != kind and not (value.dtype.kind == kind.kind == "f"):
@@ -416,6 +417,13 @@ def _fit(inputs: Mapping[str, Array], spec: TensorSpec, where: str) -> Array:
     if kind.kind == "f" and not np.isfinite(value).all():
         raise _not_finite(f"{where}: input {spec.name!r}")
     return value
+
+
+def _is_crop(found: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a picture [C, h, w] could be a part of a larger one [C, H, W]."""
+    if len(found) != 3 or found[0] != whole[0]:
+        return False
+    return 0 < found[1] <= whole[1] and 0 < found[2] <= whole[2]
 
 
 def _wrong_shape(found: tuple[int, ...], spec: TensorSpec, where: str) -> ArtifactError:

@@ -72,14 +72,16 @@ def load_workload(
         chosen = tasks.infer(loaded.program, given, loaded.output_shapes)
     classes = _classes(loaded) if chosen.kind == "classification" else None
 
-    def checked(dataset: Dataset | None) -> Dataset | None:
+    def checked(dataset: Dataset | None, crops: bool = False) -> Dataset | None:
         if dataset is None:
             return None
-        made = Checked(dataset, loaded.program.inputs, classes, not chosen.needs_reference)
+        made = Checked(dataset, loaded.program.inputs, classes, not chosen.needs_reference, crops)
         _check_all_labels(made)
         return made
 
-    sets = Data(checked(given.calibration), checked(given.train), checked(given.evaluation))
+    sets = Data(
+        checked(given.calibration), checked(given.train, crops=True), checked(given.evaluation)
+    )
     for dataset in (sets.evaluation, sets.calibration):
         if dataset is not None:
             dataset.sample(0)  # a wrong shape or type is told now, not after the work
