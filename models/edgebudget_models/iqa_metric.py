@@ -57,8 +57,8 @@ def label(reference: Tensor, distorted: Tensor) -> Tensor:
 
 
 def _luma(picture: Tensor) -> Tensor:
-    red, green, blue = F.avg_pool2d(picture, SHRINK).split(1, dim=1)  # type: ignore[no-untyped-call]
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    small = F.avg_pool2d(picture, SHRINK)
+    return _LUMA[0] * small[:, 0:1] + _LUMA[1] * small[:, 1:2] + _LUMA[2] * small[:, 2:3]
 
 
 def _gaussian(like: Tensor) -> Tensor:
