@@ -22,7 +22,7 @@ from edgebudget_runtime.errors import EdgeBudgetError
 if TYPE_CHECKING:
     from edgebudget.program import Program
 
-_PROBE_MACS = 4e11  # multiply-accumulates spent on looking at one candidate
+_PROBE_MACS = 1e12  # multiply-accumulates spent on looking at one candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Candidate:
     params: float
     distance: float | None = None
     quality: Quality | None = None
+    original: Quality | None = None  # of the untouched model, on the same samples
     refused: str = ""  # why it cannot be built, if it cannot
 
 
@@ -133,8 +134,12 @@ def probe(
         {k: v[: len(indices)] for k, v in reference.outputs.items()},
         None if reference.labels is None else reference.labels[: len(indices)],
     )
-    quality = _try_score(setting, answers, near)
-    return replace(found, distance=distance(answers, near), quality=quality)
+    return replace(
+        found,
+        distance=distance(answers, near),
+        quality=_try_score(setting, answers, near),
+        original=_try_score(setting, near, near),
+    )
 
 
 def probe_indices(dataset: Dataset, macs: float) -> list[int]:

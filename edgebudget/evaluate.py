@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,13 @@ def distance(answers: Predictions, reference: Predictions) -> float:
         error += float(np.mean((ours - wide) ** 2))
         power += float(np.mean((wide - wide.mean(axis=0, keepdims=True)) ** 2))
     return error / power if power > 0 else float(error > 0)
+
+
+def relative_drop(quality: Quality, original: Quality) -> float:
+    """Share of the original's quality that was lost; negative where quality rose."""
+    if original.value <= 0:
+        return math.inf if quality.value < original.value else 0.0
+    return 1.0 - quality.value / original.value
 
 
 def runner_of(program: Program, *, threads: int | None = None) -> Run:

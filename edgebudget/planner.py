@@ -19,7 +19,7 @@ from edgebudget.candidates import (
     probe_indices,
     reach,
 )
-from edgebudget.evaluate import Predictions, predict, runner_of
+from edgebudget.evaluate import Predictions, predict, relative_drop, runner_of
 from edgebudget.events import Said
 from edgebudget.pipeline import Built, Setting
 from edgebudget.plan import Plan, Step
@@ -164,7 +164,13 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
         macs, params = found.macs, setting.cost(start.program).params.value or 0.0
         return [Candidate(points[0][0], (), macs, params, distance=0.0)]
     reference = original_answers(setting, start.program, found.macs)
-    return [probe(setting, start, label, steps, reference) for label, steps in points]
+    seen: list[Candidate] = []
+    for label, steps in points:
+        names = [s.name for s in steps]
+        if any(c.macs <= cap and [s.name for s in c.steps] == names for c in seen):
+            continue  # the same passes at a milder setting already fit
+        seen.append(probe(setting, start, label, steps, reference))
+    return seen
 
 
 def original_answers(setting: Setting, program: Program, macs: float) -> Predictions:
@@ -182,12 +188,19 @@ def _recovery(setting: Setting, chosen: Candidate) -> tuple[Step, ...]:
         return ()
     goal = setting.budget.max_drop if setting.budget.max_drop is not None else GOAL_DROP
     pruned = any(s.name == "prune_channels" for s in chosen.steps)
-    if not pruned and chosen.distance is not None and chosen.distance <= goal:
+    if not pruned and _lost(chosen) <= goal:
         return ()
     step = recovery_step(setting, chosen.macs)
     if step is None:
         setting.emit(Said("warning", "no training data: quality lost to pruning stays lost"))
     return () if step is None else (step,)
+
+
+def _lost(chosen: Candidate) -> float:
+    """Relative quality lost on the probe; without labels, the output error stands for it."""
+    if chosen.quality is not None and chosen.original is not None:
+        return relative_drop(chosen.quality, chosen.original)
+    return chosen.distance if chosen.distance is not None else math.inf
 
 
 def recovery_step(setting: Setting, macs: float) -> Step | None:

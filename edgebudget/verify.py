@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgebudget.evaluate import Predictions, predict, score
+from edgebudget.evaluate import Predictions, predict, relative_drop, score
 from edgebudget.events import Emit, Said
 from edgebudget.static_cost import static_cost
 from edgebudget_runtime.cost import UNKNOWN, Cost, Figure, counted
@@ -105,13 +105,6 @@ def prove(
     original = score(workload.task, reference, reference)
     drop = relative_drop(quality, original)
     return Proof(cost, placement, quality, original, drop, agreement, lowered.notes)
-
-
-def relative_drop(quality: Quality, original: Quality) -> float:
-    """Share of the original's quality that was lost; negative where quality rose."""
-    if original.value <= 0:
-        return math.inf if quality.value < original.value else 0.0
-    return 1.0 - quality.value / original.value
 
 
 def file_cost(lowered: Lowered, program: Program) -> Cost:
