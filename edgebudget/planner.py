@@ -220,7 +220,7 @@ def _training_fraction(setting: Setting, inputs: Any) -> float:
     """How large a training sample is against the model's input (crops of a large picture)."""
     spec = setting.workload.program.inputs[0]
     size = math.prod(inputs[spec.name].shape)
-    return min(1.0, size / max(1, math.prod(spec.shape[1:])))
+    return float(min(1.0, size / max(1, math.prod(spec.shape[1:]))))
 
 
 def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tuple[str, ...]:
