@@ -1,0 +1,40 @@
+"""Run every benchmark that can run here: `python -m benchmarks.all [NAME ...]`.
+
+A benchmark is a module of this folder with `main(arguments) -> int`. One that misses its data
+says so and is skipped; the exit code is 1 when any other one fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from pathlib import Path
+
+_PARTS = {"all", "harness"}
+
+
+def names() -> list[str]:
+    """Every benchmark, in alphabetical order."""
+    found = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return [n for n in found if n not in _PARTS and not n.startswith("_")]
+
+
+def main(chosen: list[str]) -> int:
+    """Run the benchmarks named, or all of them."""
+    unknown = sorted(set(chosen) - set(names()))
+    if unknown:
+        sys.stderr.write(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}\n")
+        return 2
+    failed = []
+    for name in chosen or names():
+        sys.stderr.write(f"== {name}\n")
+        if importlib.import_module(f"benchmarks.{name}").main([]):
+            failed.append(name)
+    if failed:
+        sys.stderr.write(f"failed: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
