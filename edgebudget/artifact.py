@@ -160,8 +160,9 @@ def explained(e: OSError, out: Path) -> ArtifactError | None:
 
 def _refused(number: int | None, path: Path, out: Path) -> bool:
     """Whether `path` is one that writing `out` creates, or above it, and was not allowed."""
-    if path in out.parents and number == errno.ENOENT:  # a file system that takes no folders
-        return True
+    lock = out.parent / f".{out.name}.edgebudget-lock"
+    if number == errno.ENOENT and (path == lock or path in out.parents):
+        return True  # a file system that takes no files or folders
     if number not in _DENIED:
         return False
     if path == out or path in out.parents:

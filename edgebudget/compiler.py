@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.plan import Plan, load_plan
 from edgebudget.planner import Proposal
 from edgebudget.static_cost import static_cost
-from edgebudget.verify import Depth, Proof, file_cost, nearest, prove
+from edgebudget.verify import Depth, file_cost, look, nearest, prove
 from edgebudget.workload_loading import load_workload
 from edgebudget_runtime.budget import Budget, Limit
 from edgebudget_runtime.errors import InfeasibleError, MissedError, TargetError
@@ -84,26 +85,38 @@ def compile(
     """
     out = Path(out)
     with writing(out, force=force) as folder:
+        given = load_plan(plan) if isinstance(plan, Path) else plan
         job = _prepare(
             model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
         )
-        if plan is None:
+        if given is None:
             proposal = _fit(job, planner.propose(job.setting, job.start))
             chosen = proposal.plan
         else:
-            proposal, chosen = None, plan if isinstance(plan, Plan) else load_plan(plan)
+            proposal, chosen = None, given
         reference = _reference(job)
         _check_quality_limit(job, reference)
-        result = _best_result(job, chosen, proposal, reference, folder, verify)
-        broken = result.proof.broken(job.setting.budget)
-        if broken:
-            _save_missed(job, result, out)
-            raise MissedError(
-                "EB410",
-                f"not proven: {'; '.join(broken)}",
-                hint=f"the best so far is in {out.name}.missed; {_advice(job, result)}",
-            )
-        manifest = write_artifact(folder, result, job.workload, job.target, job.setting)
+        tried: list[Result] = []
+        try:
+            for attempt in _attempts(job, chosen, proposal, tried):
+                _try(job, attempt, proposal, reference, folder / "tried", verify, tried)
+            result = _nearest(job, tried)
+            broken = result.proof.broken(job.setting.budget)
+            if broken:
+                _save_aside(job, result, out, "missed")
+                raise MissedError(
+                    "EB410",
+                    f"not proven: {'; '.join(broken)}",
+                    hint=f"the best so far is in {out.name}.missed; {_advice(job, result)}",
+                )
+            manifest = _save(job, result, folder)
+            shutil.rmtree(folder / "tried")
+        except KeyboardInterrupt:
+            if tried:
+                saved = _save_aside(job, _nearest(job, tried), out, "interrupted")
+                said = f"the best so far, not all of it proven, is in {saved}"
+                job.setting.emit(Said("warning", said))
+            raise
     return CompileResult(out, manifest)
 
 
@@ -202,6 +215,9 @@ def _fit(job: _Job, proposal: Proposal) -> Proposal:
         return proposal
     cap = job.setting.budget.limit("macs") or proposal.baseline.macs.value or math.inf
     for _ in range(_DRAFTS):
+        if job.setting.late:
+            job.setting.emit(Said("warning", "the time limit has passed: no draft is tried"))
+            break
         cost = _draft_cost(job, proposal.plan)
         lower = planner.tightened(job.setting, cost, cap)
         if lower is None:
@@ -268,16 +284,15 @@ def _reference(job: _Job) -> Predictions | None:
 
 
 def _check_quality_limit(job: _Job, reference: Predictions | None) -> None:
-    """Refuse a quality that even the original does not have.
+    """Refuse a quality that even the original does not have, or a metric that does not work.
 
     Raises:
         InfeasibleError: EB405.
     """
-    wanted = job.setting.budget.min_quality
-    if wanted is None or reference is None or job.workload.task.needs_reference:
+    if reference is None or job.workload.task.needs_reference:
         return
-    have = score(job.workload.task, reference, reference)
-    if have.value < wanted:
+    have, wanted = score(job.workload.task, reference, reference), job.setting.budget.min_quality
+    if wanted is not None and have.value < wanted:
         raise InfeasibleError(
             "EB405",
             f"--min-quality {wanted:g}: the original itself reaches {have.metric} {have.value:.4f}",
@@ -285,86 +300,78 @@ def _check_quality_limit(job: _Job, reference: Predictions | None) -> None:
         )
 
 
-def _best_result(
-    job: _Job,
-    plan: Plan,
-    proposal: Proposal | None,
-    reference: Predictions | None,
-    folder: Path,
-    depth: Depth,
-) -> Result:
-    """Build and prove the plan; where quality misses, try once more with recovery."""
-    tried: list[Result] = []
-    for attempt in _attempts(job, plan, proposal):
-        result = _build(job, attempt, proposal, reference, folder, depth)
-        tried.append(result)
-        if not result.proof.broken(job.setting.budget) or _late(job):
-            break
-        if not _only_quality(result.proof, job.setting.budget):
-            break
-        job.setting.emit(Said("info", "quality missed its limit: trying a stronger plan"))
-    winner = nearest([r.proof for r in tried], job.setting.budget)
-    chosen = next(r for r in tried if r.proof is winner)
-    if chosen is not tried[-1]:  # the folder holds the last attempt's files
-        chosen = _build(job, chosen.plan, proposal, reference, folder, depth)
-    return chosen
-
-
-def _attempts(job: _Job, plan: Plan, proposal: Proposal | None) -> Iterator[Plan]:
-    """The plan as it is; then, unless the user wrote it, the same with recovery added."""
+def _attempts(
+    job: _Job, plan: Plan, proposal: Proposal | None, tried: Sequence[Result]
+) -> Iterator[Plan]:
+    """The plan as it is; where only quality misses, a plan of ours once more with recovery."""
     yield plan
-    if proposal is None or any(s.name == "recover" for s in plan.steps):
+    budget, proof = job.setting.budget, tried[-1].proof
+    only_quality = proof.broken(budget) and not budget.violations(proof.cost)
+    if proposal is None or not only_quality or any(s.name == "recover" for s in plan.steps):
+        return
+    if job.setting.late:
+        job.setting.emit(Said("warning", "the time limit has passed: no stronger plan is tried"))
         return
     macs = next(c.macs for c in proposal.candidates if c.label == proposal.chosen)
     if (extra := planner.recovery_step(job.setting, macs)) is not None:
+        job.setting.emit(Said("info", "quality missed its limit: trying a stronger plan"))
         at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
         yield replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:]))
 
 
-def _build(
+def _try(
     job: _Job,
     plan: Plan,
     proposal: Proposal | None,
     reference: Predictions | None,
-    folder: Path,
+    scratch: Path,
     depth: Depth,
-) -> Result:
-    built = run_steps(job.setting, job.start, plan.steps)
-    built, undone = undo_harm(job.setting, job.target, job.start, built, plan.steps)
-    segments = folder / "segments"
-    segments.mkdir(exist_ok=True)
-    for old in segments.iterdir():
-        old.unlink()
-    lowered = job.target.lower(built.program, segments, "main")
-    proof = prove(
-        lowered,
-        built.program,
-        job.target,
-        job.workload,
-        job.setting.budget,
-        reference,
-        depth=depth,
-        emit=job.setting.emit,
-    )
+    tried: list[Result],
+) -> None:
+    """Build and prove a plan. `tried` gets it once it could be deployed, proven or not."""
+    setting, target = job.setting, job.target
+    built = run_steps(setting, job.start, plan.steps)
+    built, undone = undo_harm(setting, target, job.start, built, plan.steps)
+    segments = scratch / str(len(tried)) / "segments"
+    segments.mkdir(parents=True)
+    lowered = target.lower(built.program, segments, "main")
+    seen = look(lowered, built.program, target)
     recipe = planner.with_settings(plan, **job.settings)
-    return Result(recipe, proposal, built, job.graph, lowered, proof, undone)
+    result = Result(recipe, proposal, built, job.graph, lowered, seen, undone)
+    tried.append(result)
+    if built.interrupted:
+        raise KeyboardInterrupt
+    proof = prove(
+        seen, lowered, target, job.workload, setting.budget, reference,
+        depth=depth, emit=setting.emit,
+    )  # fmt: skip
+    tried[-1] = replace(result, proof=proof)
 
 
-def _save_missed(job: _Job, result: Result, out: Path) -> None:
+def _nearest(job: _Job, tried: Sequence[Result]) -> Result:
+    winner = nearest([r.proof for r in tried], job.setting.budget)
+    return next(r for r in tried if r.proof is winner)
+
+
+def _save(job: _Job, result: Result, folder: Path) -> Manifest:
+    """Fill an artifact's folder with what was built."""
+    source, segments = result.lowered.file.parent, folder / "segments"
+    shutil.copytree(source, segments)
+    lowered = replace(
+        result.lowered,
+        file=segments / result.lowered.file.name,
+        extra=tuple(segments / x.relative_to(source) for x in result.lowered.extra),
+    )
+    kept = replace(result, lowered=lowered)
+    return write_artifact(folder, kept, job.workload, job.target, job.setting)
+
+
+def _save_aside(job: _Job, result: Result, out: Path, why: str) -> Path:
     """Keep what was built beside `out`, under a name that nobody takes for a proven artifact."""
-    import shutil
-
-    with writing(out.with_name(out.name + ".missed"), force=True) as folder:
-        shutil.copytree(result.lowered.file.parent, folder / "segments")
-        write_artifact(folder, result, job.workload, job.target, job.setting)
-
-
-def _only_quality(proof: Proof, budget: Budget) -> bool:
-    return not budget.violations(proof.cost)
-
-
-def _late(job: _Job) -> bool:
-    return job.setting.deadline is not None and time.monotonic() > job.setting.deadline
+    aside = out.with_name(f"{out.name}.{why}")
+    with writing(aside, force=True) as folder:
+        _save(job, result, folder)
+    return aside
 
 
 def _advice(job: _Job, result: Result) -> str:

@@ -430,10 +430,11 @@ def _wrong_shape(found: tuple[int, ...], spec: TensorSpec, where: str) -> Artifa
     wanted = spec.shape[1:]
     ours, theirs = _layout(found), _layout(wanted)
     hint = "resize or reshape the data to the model's input"
-    if len(found) == 3 and sorted(found) == sorted(wanted):
-        hint = "move the channels: array.transpose(" + (
-            "2, 0, 1)" if theirs == "NCHW " else "1, 2, 0)"
-        )
+    moves = {(2, 0, 1): "channels first", (1, 2, 0): "channels last"}
+    move = next((m for m in moves if len(found) == 3 and _moved(found, m) == wanted), None)
+    if move is not None:
+        axes = ", ".join(str(i) for i in (0, *(i + 1 for i in move)))
+        hint = f"the model takes {moves[move]}: transpose({axes}) of the stacked samples"
     elif found == spec.shape:
         hint = "leave the batch dimension out of samples"
     return _misfit(
@@ -441,6 +442,10 @@ def _wrong_shape(found: tuple[int, ...], spec: TensorSpec, where: str) -> Artifa
         f"{theirs}{list(wanted)}",
         hint,
     )
+
+
+def _moved(shape: tuple[int, ...], axes: tuple[int, int, int]) -> tuple[int, ...]:
+    return tuple(shape[i] for i in axes)
 
 
 def _layout(shape: tuple[int, ...]) -> str:

@@ -31,7 +31,11 @@ def undo_harm(
     files run interleaved. Returns the program and the record of each step undone, with why.
     """
     undone: dict[str, PassRecord] = {}
+    if built.cut:  # rebuilding would train again, and there is no time left
+        return built, ()
     for step in steps:
+        if setting.late:
+            break
         record = next((r for r in built.records if r.name == step.name), None)
         if record is None or not record.did or registry.get(step.name).equivalence != "lossy":
             continue

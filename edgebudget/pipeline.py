@@ -49,6 +49,11 @@ class Setting:
     key: str  # fingerprint of all of the above that matters
     deadline: float | None = None
 
+    @property
+    def late(self) -> bool:
+        """Whether the time limit has passed: what is begun is finished, nothing more is tried."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -58,6 +63,8 @@ class Built:
     records: tuple[PassRecord, ...]
     key: str
     cost: Cost | None = None  # of the program, once somebody counted
+    cut: bool = False  # a step ended early: this is not what the plan says, and is not kept
+    interrupted: bool = False  # by Ctrl-C
 
 
 def run_steps(setting: Setting, start: Built, steps: Sequence[Step]) -> Built:
@@ -95,18 +102,22 @@ def step_key(setting: Setting, before: str, step: Step) -> str:
 def _module_section(setting: Setting, start: Built, steps: Sequence[Step]) -> Built:
     from edgebudget.export import to_graph
 
-    key = start.key
+    keys = [start.key]
     for step in steps:
-        key = step_key(setting, key, step)
-    key = _digest({"before": key, "pass": "export", "setting": setting.key})
+        keys.append(step_key(setting, keys[-1], step))
+    key = _digest({"before": keys[-1], "pass": "export", "setting": setting.key})
     if hit := _read(setting, key, start.program):
         return replace(hit, records=start.records + hit.records)
     built = run_module_steps(setting, start, steps)
     setting.emit(Started("export"))
     graph = to_graph(built.program)
     setting.emit(Finished("export"))
+    if built.cut:
+        return replace(built, program=graph, cost=None)
     done = Built(graph, built.records, key)
     _write(setting, done, since=len(start.records))
+    for finished in keys[1:]:
+        setting.cache.done(finished)
     return done
 
 
@@ -115,8 +126,9 @@ def _graph_step(setting: Setting, before: Built, step: Step) -> Built:
     if hit := _read(setting, key, before.program):
         return replace(hit, records=before.records + hit.records)
     built = _apply(setting, before, step, key, setting.cache.workdir(key))
-    _write(setting, built, since=len(before.records))
-    setting.cache.done(key)
+    if not built.cut:
+        _write(setting, built, since=len(before.records))
+        setting.cache.done(key)
     return built
 
 
@@ -154,6 +166,9 @@ def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path)
             hint="run with --debug for the traceback; take the step out of the plan to go on",
         ) from e
     setting.emit(Finished(p.name, f"{len(result.did)} done, {len(result.declined)} declined"))
+    if result.interrupted:
+        said = f"interrupted: finishing what {p.name} has reached; Ctrl-C again stops at once"
+        setting.emit(Said("warning", said))
     held = (program.facts - p.destroys) | (p.ensures if result.did else frozenset())
     after = replace(result.program, facts=held)
     _check(p, held, after, setting.facts, "EB302", "must leave true")
@@ -167,7 +182,12 @@ def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path)
         declined=result.declined,
         seconds=time.monotonic() - began,
     )
-    return Built(after, (*before.records, record), key, record.after)
+    # Passes look at the deadline, so whatever ends after it may be less than was asked for.
+    cut = before.cut or result.interrupted or setting.late
+    interrupted = before.interrupted or result.interrupted
+    if cut:  # what follows must not be taken for what follows the whole step
+        key = _digest({"cut": key})
+    return Built(after, (*before.records, record), key, record.after, cut, interrupted)
 
 
 def _check(

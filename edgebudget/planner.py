@@ -169,6 +169,9 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
         names = [s.name for s in steps]
         if any(c.macs <= cap and [s.name for s in c.steps] == names for c in seen):
             continue  # the same passes at a milder setting already fit
+        if setting.late and best(seen, cap) is not None:
+            setting.emit(Said("warning", f"the time limit has passed: {label} is not looked at"))
+            continue
         seen.append(probe(setting, start, label, steps, reference))
     return seen
 
@@ -246,8 +249,16 @@ def _infeasible(what: str, bound: float, floor: float, found: Reach) -> Infeasib
         "EB401",
         f"{bound:.4g} {what} cannot be reached: the smallest reachable point is "
         f"{floor:.4g} {what}, the original has {found.macs:.4g} MACs{blocked}",
-        hint=f"raise the limit to at least {floor:.4g}",
+        hint=f"raise the limit to at least {_rounded_up(floor)}",
     )
+
+
+def _rounded_up(value: float) -> str:
+    """Four digits as a user types them, never below `value`."""
+    from edgebudget.report_markup import si
+
+    step = 10.0 ** (math.floor(math.log10(value)) - 3) if value >= 1000 else 1.0
+    return si(math.ceil(value / step) * step).replace("k", "K").replace(" ", "")
 
 
 def tightened(setting: Setting, cost: Cost, cap: float) -> float | None:

@@ -57,11 +57,16 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What a pass returns: the new program and an account of itself."""
+    """What a pass returns: the new program and an account of itself.
+
+    `interrupted`: Ctrl-C was pressed, and `program` is the best so far, which the compile saves
+    before it ends. A pass with nothing worth saving lets KeyboardInterrupt through instead.
+    """
 
     program: Program
     did: tuple[Note, ...] = ()
     declined: tuple[Note, ...] = ()
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,24 @@ class Proof:
         return tuple(found)
 
 
+def look(lowered: Lowered, program: Program, target: Target) -> Proof:
+    """Recount and place the exported file without running it: quality and latency unknown.
+
+    Raises:
+        ArtifactError: EB510, the file cannot be loaded.
+        TargetError: EB6xx the engine failed.
+    """
+    cost = file_cost(lowered, program)
+    placement = target.placement(lowered.file)
+    how = f"{len(placement.nodes)} nodes placed by {target.spec.engine}"
+    cost = replace(cost, fallback_nodes=counted(len(placement.fallback), how))
+    note = "interrupted before the exported file was evaluated: quality is unknown"
+    return Proof(cost, placement, None, None, None, None, (*lowered.notes, note))
+
+
 def prove(
+    seen: Proof,
     lowered: Lowered,
-    program: Program,
     target: Target,
     workload: Workload,
     budget: Budget,
@@ -73,7 +88,7 @@ def prove(
     depth: Depth = "sample",
     emit: Emit,
 ) -> Proof:
-    """Recount, place, evaluate and time the exported file.
+    """Evaluate and time the exported file, on top of what `look` has seen.
 
     `reference` holds the original's answers on the evaluation set (None without such data).
 
@@ -81,17 +96,14 @@ def prove(
         ArtifactError: EB510 the file cannot be loaded, EB550 an output is not finite.
         TargetError: EB6xx the engine failed.
     """
-    cost = file_cost(lowered, program)
-    placement = target.placement(lowered.file)
-    how = f"{len(placement.nodes)} nodes placed by {target.spec.engine}"
-    cost = replace(cost, fallback_nodes=counted(len(placement.fallback), how))
+    cost, placement = seen.cost, seen.placement
     dataset = workload.data.evaluation
     if budget.limit("latency_ms") is not None:
         cost = replace(cost, latency_ms=_latency(target, lowered.file, workload, budget))
     if dataset is None or reference is None:
         note = "no evaluation data: quality is unknown"
         emit(Said("warning", note))
-        return Proof(cost, placement, None, None, None, None, (note,))
+        return replace(seen, cost=cost, notes=(*lowered.notes, note))
     run = target.open(lowered.file).run
     answers = predict(run, dataset, work="evaluate the exported file", emit=emit)
     agreement = None

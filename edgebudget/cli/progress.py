@@ -51,7 +51,7 @@ class Lines:
         before, total = self._done.get(event.work, (0, None))
         now = before + event.steps
         self._done[event.work] = (now, total)
-        part = max(1, (total or 0) // _PARTS)
+        part = max(1, -(-(total or 0) // _PARTS))
         if total and now < total and now // part > before // part:
             note = f", {event.note}" if event.note else ""
             self._write(f"{event.work}: {now} of {total}{note}")
