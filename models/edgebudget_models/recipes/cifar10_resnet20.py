@@ -8,7 +8,7 @@ from __future__ import annotations
 from edgebudget_models.cifar10_resnet20 import ENTRY
 from edgebudget_models.recipes.picture_training import Settings, run
 
-SETTINGS = Settings(epochs=200, sizes=((1.0, 32),))
+SETTINGS = Settings(epochs=240, sizes=((1.0, 32),))
 
 if __name__ == "__main__":
     run(ENTRY, SETTINGS, __doc__)

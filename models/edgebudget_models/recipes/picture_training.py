@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,10 @@ def top1(model: nn.Module, pictures: Tensor, labels: Tensor, size: int) -> float
     """The share of pictures whose highest score is their class's, in float32."""
     right = 0
     with torch.no_grad():
-        for part, truth in zip(pictures.split(250), labels.split(250), strict=True):
-            right += int((model(enlarge(part, size)).argmax(1) == truth).sum())
+        for start in range(0, len(labels), 250):
+            part = slice(start, start + 250)
+            scores = model(enlarge(pictures[part], size))
+            right += int((scores.argmax(1) == labels[part]).sum())
     return right / len(labels)
 
 
@@ -81,14 +84,18 @@ def train(
     generator = torch.Generator(pictures.device).manual_seed(seed)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.decay}, {"params": vectors}]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.decay},
+        {"params": vectors},
+    ]
     optimizer = torch.optim.SGD(groups, settings.rate, momentum=0.9, nesterov=True)
     per_epoch = len(labels) // settings.batch
     started, steps, done = time.monotonic(), 0, 0.0
     model.train()
     while done < 1.0:
         order = torch.randperm(len(labels), generator=generator, device=pictures.device)
-        for batch in order[: per_epoch * settings.batch].split(settings.batch):
+        for index in range(per_epoch):
+            batch = order[index * settings.batch : (index + 1) * settings.batch]
             elapsed = (time.monotonic() - started) / seconds if seconds else 0.0
             done = elapsed or steps / (settings.epochs * per_epoch)
             if done >= 1.0:

@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="evaluate, and write a JSON file")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5059)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seconds", type=float, help="choose the steps to take about so long")
     arguments = parser.parse_args()
