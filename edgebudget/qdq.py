@@ -32,6 +32,7 @@ _FIXED: Mapping[tuple[str, str], tuple[float, int]] = {
     ("Sigmoid", "uint16"): (1.0 / 65536.0, 0),
     ("Tanh", "uint16"): (1.0 / 32768.0, 32768),
 }
+_ROOM = 2.0  # of a 16-bit range beyond what was seen: one bit of sixteen against clipping
 _BIAS_STEPS = float(2**30)
 
 
@@ -60,6 +61,21 @@ def step_of(span: Range, dtype: str) -> tuple[float, int]:
         return 1.0 / levels, 0
     scale = float(np.float32(width / levels))
     return scale, round(-low / scale)
+
+
+def step_for(graph: Graph, plan: Plan, value: str, dtype: str) -> tuple[float, int]:
+    """Step and zero point of one value; operators that only move values keep their input's."""
+    maker = graph.producer.get(value)
+    while maker is not None and maker.op_type in MOVE_OPS and maker.name in plan.dtypes:
+        value = maker.input[0]
+        maker = graph.producer.get(value)
+    if maker is not None and (maker.op_type, dtype) in _FIXED:
+        return _FIXED[maker.op_type, dtype]
+    low, high = plan.ranges[value]
+    if 0.0 < high - low < plan.least_range:
+        high = low + plan.least_range
+    room = _ROOM if dtype == "uint16" else 1.0
+    return step_of((low * room, high * room), dtype)
 
 
 def emit(graph: Graph, plan: Plan) -> onnx.ModelProto:
@@ -138,7 +154,7 @@ class _Writer:
         return self._done[key]
 
     def _round(self, source: str, result: str, value: str, dtype: str) -> None:
-        scale, zero = self._step(value, dtype)
+        scale, zero = step_for(self._graph, self._plan, value, dtype)
         prefix = f"{value}.{dtype}"
         self._tensors[f"{prefix}.scale"] = np.float32(scale)
         self._tensors[f"{prefix}.zero"] = _TYPES[dtype](zero)
@@ -146,18 +162,6 @@ class _Writer:
         whole = f"{prefix}.q"
         self._add("QuantizeLinear", [source, *parameters], whole)
         self._add("DequantizeLinear", [whole, *parameters], result)
-
-    def _step(self, value: str, dtype: str) -> tuple[float, int]:
-        maker = self._graph.producer.get(value)
-        while maker is not None and maker.op_type in MOVE_OPS and maker.name in self._plan.dtypes:
-            value = maker.input[0]
-            maker = self._graph.producer.get(value)
-        if maker is not None and (maker.op_type, dtype) in _FIXED:
-            return _FIXED[maker.op_type, dtype]
-        low, high = self._plan.ranges[value]
-        if 0.0 < high - low < self._plan.least_range:
-            high = low + self._plan.least_range
-        return step_of((low, high), dtype)
 
     def _constant(self, name: str, dtype: str) -> str:
         """A stored tensor that is not a weight, at the precision of the activations."""
@@ -171,7 +175,7 @@ class _Writer:
         return result
 
     def _padding(self, node: onnx.NodeProto, dtype: str) -> str:
-        scale, zero = self._step(node.input[0], dtype)
+        scale, zero = step_for(self._graph, self._plan, node.input[0], dtype)
         given = node.input[2] if len(node.input) > 2 else ""
         value = float(self._graph.weights[given].reshape(-1)[0]) if given else 0.0
         steps = int(np.clip(round(value / scale) + zero, 0, LEVELS[dtype]))
@@ -182,7 +186,7 @@ class _Writer:
     def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto, dtype: str) -> None:
         graph = self._graph
         value, axis = graph.weights[node.input[1]], graph.channel_axis(node)
-        step, _ = self._step(node.input[0], dtype)
+        step, _ = step_for(self._graph, self._plan, node.input[0], dtype)
         bias = self._bias(node)
         scale = _wide_enough(self._plan.scales[node.name], step, bias)
         shaped = along(scale, axis, value.ndim)
@@ -218,7 +222,7 @@ class _Writer:
 
     def _norm_bias(self, node: onnx.NodeProto, copy: onnx.NodeProto, dtype: str) -> None:
         gamma = self._graph.weights[node.input[1]]
-        step, _ = self._step(node.input[0], dtype)
+        step, _ = step_for(self._graph, self._plan, node.input[0], dtype)
         scale, _ = step_of((float(gamma.min()), float(gamma.max())), dtype)
         product = np.float32(step * scale)
         copy.input[2] = f"{node.name}.bias"

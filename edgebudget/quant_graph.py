@@ -32,6 +32,16 @@ CLAMP_OPS = frozenset({"Relu", "Clip"})
 _NORM_OPS = frozenset({"LayerNormalization", "InstanceNormalization"})
 # Inputs that carry data; the rest (bounds, scales, region) parametrise the operator.
 _DATA_INPUTS: Mapping[str, tuple[int, ...]] = {"Resize": (0,), "Clip": (0,), "Pad": (0, 2)}
+_INTEGER_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+        "DynamicQuantizeLinear",
+    }
+)
 OLDEST_OPSET = 13  # the first with one scale per channel
 
 
@@ -45,6 +55,11 @@ class Graph:
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
         """Nodes in execution order."""
         return tuple(self.model.graph.node)
+
+    @cached_property
+    def by_name(self) -> dict[str, onnx.NodeProto]:
+        """Nodes by name."""
+        return {n.name: n for n in self.nodes}
 
     @cached_property
     def weights(self) -> dict[str, Array]:
@@ -104,7 +119,7 @@ class Graph:
         return [(i, n) for i, n in enumerate(node.input) if i in allowed and self.is_float(n)]
 
     def has_weight(self, node: onnx.NodeProto) -> bool:
-        """Whether a node multiplies its input by stored float weights, with a stored bias if any."""
+        """Whether a node multiplies its input by stored float weights (and adds a stored bias)."""
         if node.op_type not in MAC_OPS or node.input[1] not in self.weights:
             return False
         weight = self.weights[node.input[1]]
@@ -193,8 +208,16 @@ def prepare(model: onnx.ModelProto) -> Graph:
 
     Raises:
         ArtifactError: EB521, a stored float tensor holds NaN or infinity.
-        UnsupportedError: EB230, the operator set is too old and cannot be raised.
+        UnsupportedError: EB230, the operator set is too old and cannot be raised; EB231, the
+            graph holds integer operators already.
     """
+    quantized = sorted({n.op_type for n in model.graph.node} & _INTEGER_OPS)
+    if quantized:
+        raise UnsupportedError(
+            "EB231",
+            f"the graph is quantized already ({', '.join(quantized)})",
+            hint="start from the float model",
+        )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if graphs.opset(copy) < OLDEST_OPSET:

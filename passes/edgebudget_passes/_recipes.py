@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgebudget import ranges
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgebudget_passes._assign import Assignment
 
 RANGES = ("minmax", "99.999", "99.99", "99.9", "mse")
-_LEAST_RANGE = 1e-4  # the Hexagon compiler refuses smaller steps (ORT's recipe has the same floor)
+_MARGIN = 1.25  # of "wide": room for what calibration samples did not show
 
 
 @dataclass(slots=True)
@@ -37,7 +37,9 @@ class Bench:
         """The range of one value under one of `RANGES`."""
         key = (value, recipe)
         if key not in self._ranges:
-            self._ranges[key] = _range(self.stats[value], recipe)
+            # Pictures fill their range, and with all of it 8-bit pixels pass without rounding.
+            known = value in self.graph.inputs
+            self._ranges[key] = _range(self.stats[value], "minmax" if known else recipe)
         return self._ranges[key]
 
     def plan(self, assignment: Assignment, recipe: Recipe) -> Plan:
@@ -75,10 +77,6 @@ class Recipe:
     clip_weights: bool = False
     bias_shift: Mapping[str, Array] = field(default_factory=dict)
 
-    def with_(self, **changes: object) -> Recipe:
-        """A changed copy."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
 
 def watched(graph: Graph, assignment: Assignment) -> list[str]:
     """Values whose range an integer node may need."""
@@ -93,17 +91,16 @@ def watched(graph: Graph, assignment: Assignment) -> list[str]:
             for out in (graph.result(node), *node.output[1:]):
                 if out and graph.is_float(out):
                     found[out] = None
-    merged = {o for n in graph.clamps for o in (_raw(graph, n),)}
+    merged = {clamp.input[0] for clamp in graph.clamps.values()}
     return [f for f in found if f not in merged]
-
-
-def _raw(graph: Graph, name: str) -> str:
-    return graph.clamps[name].input[0]
 
 
 def _range(stats: Stats, recipe: str) -> Range:
     if recipe == "minmax":
         return ranges.minmax(stats)
+    if recipe == "wide":
+        low, high = ranges.minmax(stats)
+        return low * _MARGIN, high * _MARGIN
     if recipe == "mse":
         return ranges.least_squares(stats, LEVELS["uint8"])
     return ranges.percentile(stats, float(recipe))
