@@ -231,7 +231,7 @@ def _file(path: Path, suffix: str, input_shape: tuple[int, ...] | None) -> Loade
     if suffix == ".pt2":
         from edgebudget.safe_pt2 import load_pt2
 
-        module, inputs, structure = load_pt2(path)
+        module, inputs, structure = load_pt2(path, input_shape)
         safe_files.require_finite(module.state_dict().items(), str(path))
         _same_shape(path, inputs, input_shape)
         program, outputs = module_program(module, inputs, str(path))

@@ -38,14 +38,23 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
     if not path.is_file():
         raise UsageError("EB166", f"no weights file {path}", hint="check the path")
-    refuse_pickle(path)
-    _check_header(path)
+    check_file(path)
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, ValueError, RuntimeError, KeyError, OSError) as e:
         raise _corrupt(path, str(e).splitlines()[0]) from e
     require_finite(((k, v) for k, v in tensors.items()), str(path))
     return tensors
+
+
+def check_file(path: Path) -> None:
+    """Refuse a safetensors file that is a pickle, truncated or corrupt, without loading it.
+
+    Raises:
+        ArtifactError: EB540, EB541.
+    """
+    refuse_pickle(path)
+    _check_header(path)
 
 
 def refuse_pickle(path: Path) -> None:
