@@ -166,7 +166,7 @@ def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path)
             hint="run with --debug for the traceback; take the step out of the plan to go on",
         ) from e
     setting.emit(Finished(p.name, f"{len(result.did)} done, {len(result.declined)} declined"))
-    if result.interrupted:
+    if result.ended_early == "interrupt":
         said = f"interrupted: finishing what {p.name} has reached; Ctrl-C again stops at once"
         setting.emit(Said("warning", said))
     held = (program.facts - p.destroys) | (p.ensures if result.did else frozenset())
@@ -183,8 +183,8 @@ def _apply(setting: Setting, before: Built, step: Step, key: str, workdir: Path)
         seconds=time.monotonic() - began,
     )
     # Passes look at the deadline, so whatever ends after it may be less than was asked for.
-    cut = before.cut or result.interrupted or setting.late
-    interrupted = before.interrupted or result.interrupted
+    cut = before.cut or bool(result.ended_early) or setting.late
+    interrupted = before.interrupted or result.ended_early == "interrupt"
     if cut:  # what follows must not be taken for what follows the whole step
         key = _digest({"cut": key})
     return Built(after, (*before.records, record), key, record.after, cut, interrupted)

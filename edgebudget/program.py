@@ -59,14 +59,15 @@ class Note:
 class PassResult:
     """What a pass returns: the new program and an account of itself.
 
-    `interrupted`: Ctrl-C was pressed, and `program` is the best so far, which the compile saves
-    before it ends. A pass with nothing worth saving lets KeyboardInterrupt through instead.
+    `ended_early`: `program` is the best so far, less than the config asked for, so that it is not
+    kept for other compiles. After "interrupt" (Ctrl-C) the compile saves it and ends; a pass with
+    nothing worth saving lets KeyboardInterrupt through instead.
     """
 
     program: Program
     did: tuple[Note, ...] = ()
     declined: tuple[Note, ...] = ()
-    interrupted: bool = False
+    ended_early: Literal["", "deadline", "interrupt"] = ""
 
 
 @dataclass(frozen=True, slots=True)
