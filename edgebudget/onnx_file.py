@@ -89,7 +89,7 @@ def freeze_shapes(
         raise UsageError(
             "EB150",
             f"the input shape is not fixed: {listed}",
-            hint=f"give it: --input-shape {example.name}={_example(example)}",
+            hint=f"give it: --input-shape {_example(example)}",
         )
     for output in frozen.graph.output:
         output.type.tensor_type.ClearField("shape")
@@ -235,7 +235,7 @@ def _bind(value: onnx.ValueInfoProto, shape: Sequence[int], bound: dict[str, int
         raise UsageError(
             "EB151",
             f"input {value.name!r} is {_dims(value)}; the shape {asked} does not fit",
-            hint=f"for example --input-shape {value.name}={_example(value)}",
+            hint=f"for example --input-shape {_example(value)}",
         )
     for d, size in zip(dims, shape, strict=True):
         if d.dim_param and bound.setdefault(d.dim_param, size) != size:

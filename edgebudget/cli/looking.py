@@ -91,9 +91,7 @@ def _show_anatomy(found: dict[str, Any]) -> None:
 
 def explain(artifact: o.Artifact, as_json: o.Json = False) -> None:
     """Say what every pass did to an artifact, what it declined, and why."""
-    from edgebudget_runtime.manifest import Manifest
-
-    manifest = Manifest.load(artifact)
+    manifest = _checked(artifact)
     if as_json:
         plain = json.loads(manifest.encode())
         kept = {k: plain[k] for k in ("passes", "candidates", "notes", "provenance", "workload")}
@@ -144,6 +142,16 @@ def _show_notes(title: str, notes: tuple[Note, ...]) -> None:
         write(f"   {title} {where}{note.what}{why}")
 
 
+def _checked(artifact: Path) -> Manifest:
+    """What an artifact says, if it is about the files that are there."""
+    from edgebudget_runtime import integrity
+    from edgebudget_runtime.manifest import Manifest
+
+    manifest = Manifest.load(artifact)
+    integrity.verify(artifact, manifest)
+    return manifest
+
+
 def report(
     artifact: o.Artifact,
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path(
@@ -153,9 +161,8 @@ def report(
 ) -> None:
     """Write an artifact's report: one HTML page that needs nothing else."""
     from edgebudget.report import render
-    from edgebudget_runtime.manifest import Manifest
 
-    manifest = Manifest.load(artifact)
+    manifest = _checked(artifact)
     o.write_file(out, render(manifest))
     if as_json:
         write_json({"report": str(out), "holds": manifest.holds})
