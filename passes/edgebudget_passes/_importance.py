@@ -108,7 +108,8 @@ class _Fit:
         """Relative error that losing each channel adds, [channels]."""
         sub = self.inverse[self.blocks[:, :, None], self.blocks[:, None, :]]
         parts = self.weight[:, self.blocks].permute(1, 2, 0)
-        return (parts * torch.linalg.solve(sub, parts)).sum((1, 2)) / self.power
+        added: Tensor = (parts * torch.linalg.solve(sub, parts)).sum((1, 2))
+        return added / self.power
 
     def drop(self, channel: int) -> None:
         """Refit without a channel."""

@@ -56,7 +56,7 @@ def measure(
     names: Iterable[str],
     seed: int,
 ) -> dict[str, Moments]:
-    """Moments of the named layers over `data`, from positions drawn at random where maps are large."""
+    """Moments of the named layers over `data`, at positions drawn at random in large maps."""
     layers = {n: body.get_submodule(n) for n in names}
     sums = {n: _Sums(m, len(data), seed) for n, m in layers.items() if measurable(m)}
     hooks = [
@@ -149,10 +149,10 @@ def repair(
         rows[list(outputs)] = False
         with torch.no_grad():
             target = layer.get_parameter("weight")
-            target += change[rows].reshape(target.shape).to(target.dtype)
+            target.add_(change[rows].reshape(target.shape).to(target.dtype))
             bias = getattr(layer, "bias", None)
             if known.mean is not None and bias is not None:
                 shift = weight[:, lost] @ known.mean[lost] - change @ known.mean[kept]
-                bias += shift[rows].to(bias.dtype)
+                bias.add_(shift[rows].to(bias.dtype))
         changed += 1
     return changed

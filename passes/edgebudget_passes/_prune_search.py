@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from edgebudget_passes import _importance as importance
 from edgebudget_passes._allocate import Ladder, monotone, solve, widths_of
 from edgebudget_passes._channel_groups import ChannelGroup, removal
 from edgebudget_passes._importance import Ranking
-from edgebudget_passes._layer_moments import Moments, measure, measurable, repair
+from edgebudget_passes._layer_moments import Moments, measurable, measure, repair
 from edgebudget_passes._slicing import remove_channels
 from edgebudget_passes._width_macs import WidthMacs
 
@@ -117,7 +118,7 @@ class Search:
             agreement = float(same.float().mean())
         return Scored(name, tuple(widths), macs, loss, agreement, body)
 
-    def _cut(self, widths: Sequence[int], only: int | None = None) -> nn.Module:
+    def _cut(self, widths: Sequence[int]) -> nn.Module:
         order = next(iter(self.orders.values()))
         keep = [r.kept(w) for r, w in zip(order, widths, strict=True)]
         gone = removal(self.groups, keep)
@@ -155,8 +156,7 @@ class Search:
             lambda g, w: self.macs.share(g) * (1 - w / self.groups[g].size) ** 2
         )
         by_order = {
-            name: self._ladders(lambda g, w, o=order: o[g].cost(w))
-            for name, order in self.orders.items()
+            name: self._ladders(partial(_cost, order)) for name, order in self.orders.items()
         }
         measured = self._sensitivity()
         if measured is not None:
@@ -242,6 +242,10 @@ class Search:
             Ladder(x.widths, tuple(c * float(f) for c in x.costs))
             for x, f in zip(ladders, factors, strict=True)
         ]
+
+
+def _cost(order: Sequence[Ranking], group: int, width: int) -> float:
+    return order[group].cost(width)
 
 
 def _mixed(tables: Sequence[Sequence[Ladder]]) -> list[Ladder]:

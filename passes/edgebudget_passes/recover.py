@@ -1,0 +1,171 @@
+"""Fine-tune a changed network towards its original, for a number of steps fixed in advance."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from edgebudget import schedules
+from edgebudget.distill import Distillation
+from edgebudget.events import Said
+from edgebudget.program import Context, Note, Pass, PassResult, Program
+from edgebudget.train import Caller, TensorData, bytes_of_sample, load_tensors, outputs_over
+from edgebudget_passes._fine_tune import FineTune
+from edgebudget_passes._train_feed import Feed
+from edgebudget_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgebudget.workload import Dataset
+
+_HELD_SAMPLES = 512
+_HELD_BYTES = 4e8
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """`steps` counts optimizer steps; 0 takes `epochs` over the training data instead.
+
+    `lr` 0 takes 0.02 for sgd and 0.001 for adamw. `warmup`, `bn_freeze` are shares of the steps.
+    `alpha` is the teacher's share of the loss where there are labels.
+    """
+
+    steps: int = 0
+    epochs: float = 1.0
+    batch: int = 64
+    lr: float = 0.0
+    schedule: str = "rex"
+    warmup: float = 0.02
+    optimizer: str = "sgd"
+    weight_decay: float = 1e-4
+    clip: float = 5.0
+    alpha: float = 0.3
+    temperature: float = 2.0
+    rank: float = 0.0
+    augment: str = "none"
+    bn_freeze: float = 0.1
+    checkpoint_every: int = 100
+
+
+def run(program: Program, config: Config, ctx: Context) -> PassResult:
+    """Distil from the original on training data; keep the start where the end is no better.
+
+    Raises:
+        UsageError: EB344, a setting has no such value; EB345, no such schedule.
+        PassError: EB341, the loss is not finite even at a lower rate.
+        ArtifactError: EB340, a sample cannot be used.
+    """
+    _check(config)
+    dataset, notes = _training_data(ctx)
+    if dataset is None:
+        why = "no training and no calibration data"
+        return PassResult(program, declined=(Note("model", "not trained", why),))
+    held, indices, why = _held_back(program, ctx, dataset)
+    notes.append(Note("data", f"train_samples={len(indices)} held_samples={len(held)}", why))
+    judge = Distillation(ctx.task.kind, config.alpha, config.temperature)
+    teacher = copy.deepcopy(ctx.original.body).eval()
+    forward = Caller.of(program)
+    answers = outputs_over(Caller.of(ctx.original), teacher, held, config.batch)
+    batch = min(config.batch, len(indices))
+    steps = config.steps or max(1, round(config.epochs * len(indices) / batch))
+    labels = not ctx.task.needs_reference
+    feed = Feed.of(
+        dataset,
+        forward.inputs,
+        indices,
+        batch=batch,
+        steps=steps,
+        seed=ctx.seed,
+        augment=config.augment,
+        labels=labels,
+        emit=ctx.emit,
+    )
+
+    def held_loss(body: nn.Module) -> float:
+        got = outputs_over(forward, body, held, config.batch)
+        return float(judge.loss(got, answers, held.labels if labels else None))
+
+    before = held_loss(program.body)
+    tuner = FineTune(
+        student=copy.deepcopy(program.body),
+        teacher=teacher,
+        forward=forward,
+        feed=feed,
+        loss=replace(judge, rank=config.rank),
+        settings=asdict(config),
+        steps=steps,
+        folder=ctx.workdir,
+        deadline=ctx.deadline,
+        emit=ctx.emit,
+    )
+    done = tuner.run()
+    after = held_loss(tuner.student)
+    notes += [Note("model", n.what, n.why) for n in tuner.notes]
+    what = f"steps={done} held_loss_before={before:.6f} held_loss_after={after:.6f}"
+    if not math.isfinite(after) or after > before:
+        ctx.emit(Said("warning", "recover: held-back loss did not fall; the start is kept"))
+        kept = Note("model", f"{what} kept=start", "training made the held-back loss worse")
+        return PassResult(program, tuple(notes), (kept,))
+    notes.append(Note("model", f"{what} kept=end", ""))
+    return PassResult(replace(program, body=tuner.student), tuple(notes))
+
+
+def _check(config: Config) -> None:
+    schedules.factor(config.schedule, 0, 1)
+    choices = {"optimizer": ("sgd", "adamw"), "augment": ("none", "flip", "flip-crop")}
+    for name, allowed in choices.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise UsageError(
+                "EB344", f"recover: {name} = {value!r}", hint=f"one of {', '.join(allowed)}"
+            )
+    for name in ("batch", "temperature", "checkpoint_every"):
+        if (value := getattr(config, name)) <= 0:
+            raise UsageError("EB344", f"recover: {name} = {value}", hint="must be positive")
+    if config.steps < 0 or (config.steps == 0 and config.epochs <= 0):
+        raise UsageError(
+            "EB344",
+            f"recover: steps = {config.steps}, epochs = {config.epochs}",
+            hint="give a positive number of steps or epochs",
+        )
+
+
+def _training_data(ctx: Context) -> tuple[Dataset | None, list[Note]]:
+    if ctx.data.train is not None and len(ctx.data.train):
+        return ctx.data.train, []
+    if ctx.data.calibration is not None and len(ctx.data.calibration):
+        why = "no training data: expect less recovery than from a larger set"
+        return ctx.data.calibration, [Note("data", "trained on calibration samples", why)]
+    return None, []
+
+
+def _held_back(program: Program, ctx: Context, train: Dataset) -> tuple[TensorData, list[int], str]:
+    """Samples to judge on, and the indices of `train` to learn from."""
+    names = [s.name for s in program.inputs]
+    calibration = ctx.data.calibration
+    limit = max(2, int(_HELD_BYTES // max(1, bytes_of_sample(train))))
+    if train is not calibration and calibration is not None and len(calibration):
+        room = max(2, int(_HELD_BYTES // max(1, bytes_of_sample(calibration))))
+        count = min(_HELD_SAMPLES, len(calibration), room)
+        rows = [i * len(calibration) // count for i in range(count)]
+        held = load_tensors(calibration, names, rows, emit=ctx.emit)
+        return held, list(range(len(train))), f"judged on {calibration.name}"
+    count = min(_HELD_SAMPLES, limit, max(1, len(train) // 8))
+    rows = sorted({i * len(train) // count for i in range(count)})
+    rest = sorted(set(range(len(train))) - set(rows)) or rows
+    return (
+        load_tensors(train, names, rows, emit=ctx.emit),
+        rest,
+        f"judged on a part of {train.name}",
+    )
+
+
+PASS = Pass(
+    name="recover",
+    run=run,
+    config=Config,
+    stage="module",
+    summary="fine-tune towards the original for a fixed number of steps",
+)
