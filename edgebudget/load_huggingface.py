@@ -102,7 +102,7 @@ def load_hub(name: str, input_shape: tuple[int, ...] | None) -> LoadedModel:
         raise UnsupportedError(
             "EB250",
             f"{name} is not on this machine and the hub cannot be reached ({type(e).__name__})",
-            hint="download it elsewhere and give its folder; `edgebudget models` lists what is built in",
+            hint="download it elsewhere and give its folder, or take one of `edgebudget models`",
         ) from e
     return load_folder(Path(folder), input_shape)
 

@@ -26,8 +26,9 @@ def wilson(hits: int, count: int) -> Interval:
     scale = 1 + _Z**2 / count
     middle = (share + _Z**2 / (2 * count)) / scale
     half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / scale
-    # Rounding may push an end past the share itself when every answer is right or wrong.
-    return min(float(middle - half), share), max(float(middle + half), share)
+    # Rounding may push an end past 0, 1 or the share when every answer is right or wrong.
+    low, high = max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return min(low, share), max(high, share)
 
 
 def resamples(count: int, times: int = RESAMPLES) -> Array:
@@ -78,39 +79,57 @@ def kendall(x: Array, y: Array) -> float:
     return float(kendalltau(x, y).statistic)
 
 
-def logistic(x: Array, *b: float) -> Array:
-    """The 4-parameter logistic that maps predictions to labels before PLCC (VQEG, 2003)."""
+def sigmoid(x: Array, centre: Array | float, width: Array | float) -> Array:
+    """The part of the 4-parameter logistic that is not a linear map."""
     from scipy.special import expit
 
-    mapped: Array = b[1] + (b[0] - b[1]) * expit((x - b[2]) / (abs(b[3]) + 1e-12))
-    return mapped
+    found: Array = expit((x - centre) / width)
+    return found
 
 
-def fit_logistic(x: Array, y: Array, start: Array | None = None) -> Array | None:
-    """Least-squares parameters of `logistic`, or None where the fit does not converge."""
-    from scipy.optimize import OptimizeWarning, curve_fit
+def fit_logistic(x: Array, y: Array) -> tuple[float, float] | None:
+    """Centre and width of the 4-parameter logistic that maps predictions to labels (VQEG, 2003).
+
+    Its two other parameters are a linear map, which the least squares fit solves and PLCC does
+    not see: so the least error is the greatest |PLCC|. None where a side is constant.
+    """
+    from scipy.optimize import minimize
 
     if len(x) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    if start is None:
-        ends = (y.max(), y.min()) if float(pearson(x, y)) >= 0 else (y.min(), y.max())
-        start = np.array([*ends, x.mean(), x.std()])
-    import warnings
+    middle, unit = float(x.mean()), float(x.std())
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)
-            found, _ = curve_fit(logistic, x, y, p0=start, maxfev=2000)
-    except (RuntimeError, ValueError):
-        return None
-    fitted: Array = np.asarray(found)
-    return fitted if np.isfinite(fitted).all() else None
+    def loss(shape: Array) -> float:
+        with np.errstate(over="ignore"):
+            value = abs(float(pearson(sigmoid(x, middle + unit * shape[0], unit * _e(shape)), y)))
+        return -value if np.isfinite(value) else 0.0
+
+    start = min(_GRID, key=loss)
+    found = minimize(loss, start, method="Nelder-Mead", options={"maxiter": 200, "xatol": 1e-4})
+    best = found.x if found.fun < loss(start) else start
+    return middle + unit * float(best[0]), unit * _e(best)
 
 
-def plcc_logistic(x: Array, y: Array, start: Array | None = None) -> float:
-    """PLCC after the fitted logistic; NaN where there is no fit."""
-    fitted = fit_logistic(x, y, start)
-    return float("nan") if fitted is None else float(pearson(logistic(x, *fitted), y))
+# Centres in standard deviations, widths as powers of e of them: flat to steep curves.
+_GRID = np.array([(c, w) for c in np.linspace(-2, 2, 5) for w in (-2.0, -1.0, 0.0, 1.0)])
+
+
+def _e(shape: Array) -> float:
+    return float(np.exp(np.clip(shape[1], -6, 6)))
+
+
+def plcc_logistic(x: Array, y: Array, fitted: tuple[float, float]) -> Array:
+    """PLCC along the last axis after the fitted logistic (which may fall)."""
+    return np.abs(pearson(sigmoid(x, *fitted), y))
+
+
+def refitted_plcc(x: Array, y: Array, draws: Array, fitted: tuple[float, float]) -> Array:
+    """PLCC of each resample after a logistic of its own, chosen among a grid and `fitted`."""
+    middle, unit = float(x.mean()), float(x.std())
+    shapes = [fitted, *((middle + unit * g[0], unit * _e(g)) for g in _GRID)]
+    each = [plcc_logistic(x[draws], y[draws], shape) for shape in shapes]
+    best: Array = np.nanmax(np.stack([*each, np.zeros(len(draws))]), axis=0)
+    return best
 
 
 def log_probabilities(scores: Array) -> Array:

@@ -38,7 +38,8 @@ _OPERATOR = re.compile(
 _SYMBOL = re.compile(r"Symbol\('[a-z]+\d+'(?:, [a-z]+=(?:True|False))*\)")
 _SYMBOLS = frozenset(
     "Integer Rational Add Mul Pow Mod PythonMod FloorDiv CeilDiv IntTrueDiv FloatTrueDiv "
-    "ModularIndexing CleanDiv Max Min Eq Ne Lt Le Gt Ge And Or Not floor ceiling true false True False".split()
+    "ModularIndexing CleanDiv Max Min Eq Ne Lt Le Gt Ge And Or Not floor ceiling "
+    "true false True False".split()
 )
 _CONTAINERS = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", None})
 

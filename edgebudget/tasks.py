@@ -41,9 +41,10 @@ class Classification:
             UnsupportedError: EB254, there is no [N, C] output.
             ArtifactError: EB547, a label is not one of the C classes.
         """
-        labels = _labels(targets).reshape(-1).astype(np.int64)
+        given = _labels(targets).reshape(-1)
         scores = class_scores(outputs)
-        check_labels(labels, scores.shape[1], "the data")
+        check_labels(given, scores.shape[1], "the data")
+        labels = given.astype(np.int64)
         right = metrics.hits_at(scores, labels, 1)
         hits, count = int(right.sum()), len(labels)
         low, high = metrics.wilson(hits, count)
@@ -92,10 +93,6 @@ def _regression_others(x: Array, y: Array, draws: Array) -> dict[str, float]:
     error = x - y
     fitted = metrics.fit_logistic(x, y)
     xs, ys, errors = x[draws], y[draws], error[draws]
-
-    def refit(a: Array, b: Array) -> float:
-        return metrics.plcc_logistic(a, b, fitted)
-
     found: dict[str, tuple[float, Array]] = {
         "plcc": (float(metrics.pearson(x, y)), metrics.pearson(xs, ys)),
         "mae": (float(np.abs(error).mean()), np.abs(errors).mean(axis=1)),
@@ -103,8 +100,9 @@ def _regression_others(x: Array, y: Array, draws: Array) -> dict[str, float]:
         "krcc": (metrics.kendall(x, y), metrics.one_at_a_time(metrics.kendall, x, y)),
     }
     if fitted is not None:
-        mapped = float(metrics.pearson(metrics.logistic(x, *fitted), y))
-        found["plcc_logistic"] = (mapped, metrics.one_at_a_time(refit, x, y))
+        some = draws[: metrics.SLOW_RESAMPLES]
+        mapped = float(metrics.plcc_logistic(x, y, fitted))
+        found["plcc_logistic"] = (mapped, metrics.refitted_plcc(x, y, some, fitted))
     others: dict[str, float] = {}
     for name, (value, values) in found.items():
         if np.isfinite(value):
@@ -264,11 +262,11 @@ def check_labels(labels: Array, classes: int, where: str) -> None:
     Raises:
         ArtifactError: EB547.
     """
-    bad = labels[(labels < 0) | (labels >= classes)]
+    bad = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
     if len(bad):
         raise ArtifactError(
             "EB547",
-            f"{where}: label {int(bad[0])} of {len(bad)} samples, the model has classes 0 to "
+            f"{where}: label {bad[0]:g} of {len(bad)} samples, the model has classes 0 to "
             f"{classes - 1}",
             hint="use data of the model's own classes, numbered from 0",
         )
