@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from edgebudget.workload import Array
 
 LEVELS: Mapping[str, int] = {"uint8": 255, "uint16": 65535}
-_TYPES = {"uint8": np.uint8, "uint16": np.uint16}
 # What the Hexagon compiler requires of the 16-bit forms (and ORT's own recipe for it emits).
 _FIXED: Mapping[tuple[str, str], tuple[float, int]] = {
     ("Sigmoid", "uint16"): (1.0 / 65536.0, 0),
@@ -156,8 +155,8 @@ class _Writer:
     def _round(self, source: str, result: str, value: str, dtype: str) -> None:
         scale, zero = step_for(self._graph, self._plan, value, dtype)
         prefix = f"{value}.{dtype}"
-        self._tensors[f"{prefix}.scale"] = np.float32(scale)
-        self._tensors[f"{prefix}.zero"] = _TYPES[dtype](zero)
+        self._tensors[f"{prefix}.scale"] = np.asarray(scale, np.float32)
+        self._tensors[f"{prefix}.zero"] = np.asarray(zero, dtype)
         parameters = [f"{prefix}.scale", f"{prefix}.zero"]
         whole = f"{prefix}.q"
         self._add("QuantizeLinear", [source, *parameters], whole)
@@ -171,7 +170,9 @@ class _Writer:
             value = self._graph.weights[name]
             scale, zero = step_of((float(value.min()), float(value.max())), dtype)
             steps = np.clip(np.rint(value / scale) + zero, 0, LEVELS[dtype])
-            self._store(result, steps.astype(_TYPES[dtype]), np.float32(scale), _TYPES[dtype](zero))
+            self._store(
+                result, steps.astype(dtype), np.asarray(scale, np.float32), np.asarray(zero, dtype)
+            )
         return result
 
     def _padding(self, node: onnx.NodeProto, dtype: str) -> str:
@@ -180,7 +181,9 @@ class _Writer:
         value = float(self._graph.weights[given].reshape(-1)[0]) if given else 0.0
         steps = int(np.clip(round(value / scale) + zero, 0, LEVELS[dtype]))
         result = f"{node.name}.padding"
-        self._store(result, _TYPES[dtype](steps), np.float32(scale), _TYPES[dtype](zero))
+        self._store(
+            result, np.asarray(steps, dtype), np.asarray(scale, np.float32), np.asarray(zero, dtype)
+        )
         return result
 
     def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto, dtype: str) -> None:
@@ -224,7 +227,7 @@ class _Writer:
         gamma = self._graph.weights[node.input[1]]
         step, _ = step_for(self._graph, self._plan, node.input[0], dtype)
         scale, _ = step_of((float(gamma.min()), float(gamma.max())), dtype)
-        product = np.float32(step * scale)
+        product = np.asarray(step * scale, np.float32)
         copy.input[2] = f"{node.name}.bias"
         value = np.rint(self._graph.weights[node.input[2]] / product)
         self._store(copy.input[2], np.clip(value, -(2**31), 2**31 - 1).astype(np.int32), product)
@@ -238,15 +241,13 @@ class _Writer:
         if zero is not None:
             self._tensors[f"{result}.zero"] = zero
             inputs.append(f"{result}.zero")
-        extra = {"axis": axis} if np.ndim(scale) else {}
-        self._add("DequantizeLinear", inputs, result, **extra)
+        self._add("DequantizeLinear", inputs, result, axis if np.ndim(scale) else None)
 
-    def _add(self, op: str, inputs: list[str], output: str, **attributes: int) -> None:
-        self._nodes.append(
-            helper.make_node(
-                op, inputs, [output], name=f"{output}.{op}", domain=self._domain, **attributes
-            )
-        )
+    def _add(self, op: str, inputs: list[str], output: str, axis: int | None = None) -> None:
+        node = helper.make_node(op, inputs, [output], name=f"{output}.{op}", domain=self._domain)
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self._nodes.append(node)
 
     def _model(self) -> onnx.ModelProto:
         model = onnx.ModelProto()
@@ -286,7 +287,8 @@ def _wide_enough(scale: Array, step: float, bias: Array | None) -> Array:
         return scale.astype(np.float32)
     needed = np.abs(bias).astype(np.float64) / (_BIAS_STEPS * step)
     needed = needed.reshape(-1, scale.size).max(axis=0) if scale.ndim else needed.max()
-    return np.maximum(scale, needed).astype(np.float32)
+    wide: Array = np.maximum(scale, needed).astype(np.float32)
+    return wide
 
 
 def _has_body(node: onnx.NodeProto) -> bool:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -43,6 +43,7 @@ _INTEGER_OPS = frozenset(
     }
 )
 OLDEST_OPSET = 13  # the first with one scale per channel
+WIDE_OPSET, _WIDE_IR = 21, 10  # the first with 16-bit rounding
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Graph:
     def is_float(self, name: str) -> bool:
         """Whether a value is float32."""
         if name in self.weights:
-            return self.weights[name].dtype == np.float32
+            return bool(self.weights[name].dtype == np.float32)
         found = self._values.get(name)
         return found is not None and found.elem_type == onnx.TensorProto.FLOAT
 
@@ -167,10 +168,10 @@ class Graph:
         if out is None or source is None:
             return 0
         if node.op_type == "Conv":
-            return math.prod(out) * math.prod(weight.shape[1:])
+            return math.prod(out) * int(weight[0].size)
         if node.op_type == "ConvTranspose":
-            return math.prod(source) * math.prod(weight.shape[1:])
-        return math.prod(out) * weight.size // self.channels(node)
+            return math.prod(source) * int(weight[0].size)
+        return math.prod(out) * int(weight.size) // self.channels(node)
 
     @cached_property
     def clamps(self) -> dict[str, onnx.NodeProto]:
@@ -199,12 +200,15 @@ class Graph:
 
     def result(self, node: onnx.NodeProto) -> str:
         """The value a node makes once the clamp after it is part of it."""
-        clamp = self.clamps.get(node.name)
-        return (clamp or node).output[0]
+        name: str = self.clamps.get(node.name, node).output[0]
+        return name
 
 
-def prepare(model: onnx.ModelProto) -> Graph:
+def prepare(model: onnx.ModelProto, *, wide: bool = False) -> Graph:
     """Index a copy of `model`: named nodes, constants as stored tensors, opset 13 or later.
+
+    `wide` asks for opset 21, the first with 16-bit rounding; a model that cannot be raised to it
+    keeps its own (16-bit rounding is then ONNX Runtime's).
 
     Raises:
         ArtifactError: EB521, a stored float tensor holds NaN or infinity.
@@ -220,9 +224,11 @@ def prepare(model: onnx.ModelProto) -> Graph:
         )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    _store_constants(copy)  # first: the version converter mistakes weights among the inputs
     if graphs.opset(copy) < OLDEST_OPSET:
         copy = _upgrade(copy)
-    copy.ir_version = max(copy.ir_version, 7)
+    if wide and graphs.opset(copy) < WIDE_OPSET:
+        copy = _widened(copy)
     _store_constants(copy)
     graphs.name_nodes(copy)
     for tensor in copy.graph.initializer:
@@ -236,6 +242,16 @@ def prepare(model: onnx.ModelProto) -> Graph:
                     hint="train or export the model again",
                 )
     return Graph(copy)
+
+
+def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        raised = version_converter.convert_version(model, WIDE_OPSET)
+        onnx.checker.check_model(raised)
+    except Exception:  # the converter's C++ part raises RuntimeError and others
+        return model
+    raised.ir_version = max(raised.ir_version, _WIDE_IR)
+    return raised
 
 
 def _upgrade(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -261,7 +277,11 @@ def _store_constants(model: onnx.ModelProto) -> None:
         tensor.CopyFrom(value)
         tensor.name = node.output[0]
     fed = graphs.inputs(model)
-    for field, items in ((model.graph.node, kept), (model.graph.input, fed)):
+    fields: tuple[tuple[Any, list[Any]], ...] = (
+        (model.graph.node, kept),
+        (model.graph.input, fed),
+    )
+    for field, items in fields:
         if len(items) != len(field):
             copies = [type(i).FromString(i.SerializeToString()) for i in items]
             del field[:]

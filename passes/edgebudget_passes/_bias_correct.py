@@ -66,14 +66,17 @@ def _paired(graph: Graph, plan: Plan, nodes: Sequence[onnx.NodeProto]) -> onnx.M
         if plan.dtypes[node.name] == "uint8":
             source = f"eb.x.{i}"
             scale, zero = step_for(graph, plan, node.input[0], "uint8")
-            step = [store(f"eb.s.{i}", np.float32(scale)), store(f"eb.z.{i}", np.uint8(zero))]
+            step = [
+                store(f"eb.s.{i}", np.asarray(scale, np.float32)),
+                store(f"eb.z.{i}", np.asarray(zero, np.uint8)),
+            ]
             body.node.append(
                 helper.make_node("QuantizeLinear", [node.input[0], *step], [f"eb.q.{i}"])
             )
             body.node.append(helper.make_node("DequantizeLinear", [f"eb.q.{i}", *step], [source]))
         weight = graph.weights[node.input[1]]
-        scale = along(plan.scales[node.name], graph.channel_axis(node), weight.ndim)
-        whole = np.clip(np.rint(weight / scale), -127, 127) * scale
+        steps = along(plan.scales[node.name], graph.channel_axis(node), weight.ndim)
+        whole = np.clip(np.rint(weight / steps), -127, 127) * steps
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.name, copy.output[0] = f"eb.{node.name}", f"eb.y.{i}"

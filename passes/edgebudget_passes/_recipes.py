@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgebudget_passes._assign import Assignment
 
 RANGES = ("minmax", "99.999", "99.99", "99.9", "mse")
+_LEAST_RANGE = 1e-4  # QNN wants no smaller range (ONNX Runtime's recipe has the same floor)
 _MARGIN = 1.25  # of "wide": room for what calibration samples did not show
 
 
@@ -29,7 +30,7 @@ class Bench:
     graph: Graph
     stats: Mapping[str, Stats]
     per_channel: bool
-    least_range: float
+    family: str  # of the target
     _ranges: dict[tuple[str, str], Range] = field(default_factory=dict)
     _scales: dict[tuple[str, bool], Array] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ class Bench:
             scales,
             recipe.bias_shift,
             assignment.open,
-            self.least_range,
+            0.0 if self.family == "cpu" else _LEAST_RANGE,
         )
 
     def build(self, assignment: Assignment, recipe: Recipe) -> onnx.ModelProto:
@@ -64,7 +65,7 @@ class Bench:
     def _scale(self, node: onnx.NodeProto, clip: bool) -> Array:
         key = (node.name, clip)
         if key not in self._scales:
-            one_each = self.per_channel and _may_have_channels(self.graph, node, self.least_range)
+            one_each = self.per_channel and _may_have_channels(self.graph, node, self.family)
             self._scales[key] = _weights.scales(self.graph, node, per_channel=one_each, clip=clip)
         return self._scales[key]
 
@@ -106,8 +107,11 @@ def _range(stats: Stats, recipe: str) -> Range:
     return ranges.percentile(stats, float(recipe))
 
 
-def _may_have_channels(graph: Graph, node: onnx.NodeProto, least_range: float) -> bool:
+def _may_have_channels(graph: Graph, node: onnx.NodeProto, family: str) -> bool:
+    """Whether the engine takes one step for each output channel of this node."""
+    weight = graph.weights[node.input[1]]
     if node.op_type == "ConvTranspose":
-        groups = graph.channels(node) // graph.weights[node.input[1]].shape[1]
-        return groups == 1
-    return node.op_type == "Conv" or least_range == 0.0
+        return graph.channels(node) == int(weight.shape[1])  # one group
+    if node.op_type == "Conv":
+        return True
+    return family == "cpu" and weight.ndim == 2  # QNN takes one step per matrix

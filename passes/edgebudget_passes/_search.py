@@ -85,7 +85,7 @@ class Search:
             if tried.error <= allowed or len(heads) == len(found) or self._late():
                 break
             budget *= 0.5 * min(1.0, allowed / tried.error)
-        return replace(best, **_account(start, best, found, chosen, finer_is_float, allowed))
+        return _accounted(start, best, found, chosen, finer_is_float, allowed)
 
     def _corrected(self, found: Found) -> Found:
         if self._late():
@@ -110,15 +110,15 @@ class Search:
         return self.deadline is not None and time.monotonic() > self.deadline
 
 
-def _account(
+def _accounted(
     start: Found,
     best: Found,
     found: Mapping[str, _sensitivity.Group],
     chosen: list[str],
     finer_is_float: bool,
     allowed: float,
-) -> dict[str, tuple[Note, ...]]:
-    """The notes of `mixed`, as fields to replace."""
+) -> Found:
+    """`best` with what `mixed` did in its notes."""
     kind = "float" if finer_is_float else "16-bit activations"
     total = sum(g.macs for g in found.values())
     share = sum(found[h].macs for h in chosen) / max(1, total)
@@ -131,4 +131,4 @@ def _account(
     finer = tuple(
         Note(h, kind, f"alone in 8 bits it leaves {decibel(found[h].noise):.1f} dB") for h in chosen
     )
-    return {"notes": (*start.notes, note), "finer": finer}
+    return replace(best, notes=(*start.notes, note), finer=finer)

@@ -105,7 +105,7 @@ def choose(found: Mapping[str, Group], allowed: float) -> list[str]:
     answer = milp(
         cost / cost.max(),
         constraints=kept_noise,
-        integrality=np.ones(len(names)),
+        integrality=np.ones(len(names), np.int64),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 1e-3},
     )

@@ -27,8 +27,7 @@ _RANGE_WORK = 2e12  # multiply-accumulates spent on ranges; a large picture need
 _CORRECTION_WORK = 4e11
 _CORRECTED = 64  # samples that estimate the mean error of each layer
 _OUTPUT_ERROR = 0.1  # 20 dB
-_BOX_ERROR = 0.002  # 54 dB: boxes near the threshold must stay on their side of it
-_LEAST_RANGE = 1e-4  # QNN wants no smaller range (ONNX Runtime's recipe has the same floor)
+_BOX_ERROR = 0.0028  # 51 dB: boxes near the threshold must stay on their side of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Config:
 
     `max_output_error` is the RMS of the outputs' error over the RMS of their variation, on
     held-back samples: above it, layers that hurt stay float (or get 16-bit activations) until
-    it is met; 0 means 0.1, for detectors 0.002. `keep_float` and `sixteen_bit` are node names,
+    it is met; 0 means 0.1, for detectors 0.0028. `keep_float` and `sixteen_bit` are node names,
     `*` allowed. `label_bias` may fit a classifier's output bias to the calibration labels.
     """
 
@@ -72,7 +71,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
         ArtifactError: EB520 or EB521, NaN or infinity in data or weights.
     """
     _check(config, ctx)
-    graph = prepare(program.body)
+    graph = prepare(program.body, wide="uint16" in ctx.target.activation_dtypes)
     chosen = _names(config, graph)
     assignment = _assign.assign(graph, ctx.target, chosen.keep_float, chosen.wide)
     if not any(graph.has_weight(n) for n in graph.nodes if n.name in assignment.dtypes):
@@ -112,8 +111,7 @@ def _quantize(
     stats = collect(
         graph.model, data, parts.ranges, _recipes.watched(graph, assignment), emit=ctx.emit
     )
-    least = 0.0 if ctx.target.family == "cpu" else _LEAST_RANGE
-    bench = Bench(graph, stats, config.per_channel, least)
+    bench = Bench(graph, stats, config.per_channel, ctx.target.family)
     few = parts.ranges[: _affordable(graph, _CORRECTED, _CORRECTION_WORK)]
     search = Search(
         bench,
