@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -52,17 +54,18 @@ class PictureCache:
     def put(self, key: str, picture: Array, label: float) -> None:
         """Store a picture [C, H, W]; the name appears only once the file is whole."""
         path = self._path(key)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+        aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         header = _HEADER.pack(_MAGIC, *picture.shape, label, zlib.crc32(picture.data))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(picture.nbytes)
+            self._make_room(len(header) + picture.nbytes)
             with aside.open("wb") as file:
                 file.write(header)
                 picture.tofile(file)
             aside.replace(path)
         except OSError:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.picture"
