@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from edgebudget_models.entry import Array, Split
 
 CALIBRATION_COUNT = 512
+_EVALUATION_FROM = 0.8
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _TEST_FOLDERS = ("test", "val", "validation")
 _CACHE_BYTES = 1 << 30
@@ -151,12 +152,10 @@ def list_split(root: Path, split: Split, classes: tuple[str, ...]) -> list[tuple
         pool = list(_labelled(root / "train", classes))
         return _some(root, _part_of_training(pool, root / "train", split))
     everything = list(_labelled(root, classes))
-    held = [i for i in everything if _draw(i[0], root) >= 0.8]
     if split == "evaluation":
-        return _some(root, held)
-    return _some(
-        root, _part_of_training([i for i in everything if i not in set(held)], root, split)
-    )
+        return _some(root, [i for i in everything if _draw(i[0], root) >= _EVALUATION_FROM])
+    rest = [i for i in everything if _draw(i[0], root) < _EVALUATION_FROM]
+    return _some(root, _part_of_training(rest, root, split))
 
 
 def _part_of_training(

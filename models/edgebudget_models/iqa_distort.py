@@ -133,7 +133,9 @@ def _pixelate(picture: Tensor, grade: float, generator: torch.Generator) -> Tens
     """Averages over squares."""
     side = _between(12.0, 160.0, grade)
     height, width = picture.shape[-2:]
-    small = F.adaptive_avg_pool2d(picture, (round(height / side), round(width / side)))
+    small = F.adaptive_avg_pool2d(
+        picture, (max(1, round(height / side)), max(1, round(width / side)))
+    )
     return F.interpolate(small, size=(height, width), mode="nearest")
 
 
