@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import traceback
 import warnings
@@ -69,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Prints one short block for an error: EB100 a command line that cannot be parsed, EB107 a
     missing library, EB900 a defect of edgebudget.
     """
+    if argv is None:  # a process of its own: taking it all apart would last longer than `run`
+        atexit.register(gc.freeze)
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

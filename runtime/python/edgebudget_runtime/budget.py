@@ -150,7 +150,7 @@ def parse_count(text: str | float) -> float:
 def _limit(option: str, raw: str | float) -> Limit:
     resource, units, default, example = _OPTIONS[option]
     text, _, stat = str(raw).partition("@")
-    bound = _value(option, text, units, example)
+    bound = _value(option, text if isinstance(raw, str) else raw, units, example)
     allowed = _STATISTICS.get(option, (default,))
     if stat and stat not in allowed:
         raise UsageError(
