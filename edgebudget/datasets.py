@@ -1,34 +1,23 @@
-"""Data sets from arrays, user code and the zoo; every sample checked against the model."""
+"""Kinds of data sets, how they are divided, and how every sample is checked."""
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgebudget.program import TensorSpec
 from edgebudget.tasks import check_labels
-from edgebudget.user_code import UserFunction
 from edgebudget.workload import Array, Data, Dataset, Sample
-from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError
 
 CALIBRATION_COUNT = 512
 CALIBRATION_SHARE = 0.2  # of a single set that has to serve for both uses
-_SPLITS = {
-    "calibration": "calibration",
-    "train": "train",
-    "evaluation": "evaluation",
-    "test": "evaluation",
-    "val": "evaluation",
-    "validation": "evaluation",
-}
-_LABELS = ("labels", "label", "targets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +81,8 @@ class Items:
         inputs, label = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
         if not isinstance(inputs, Mapping):
             inputs = {self._specs[0].name: inputs}
-        arrays = {str(k): _array(v) for k, v in inputs.items()}
-        return Sample(arrays, None if label is None else _array(label))
+        arrays = {str(k): as_array(v) for k, v in inputs.items()}
+        return Sample(arrays, None if label is None else as_array(label))
 
     def digest(self) -> str:
         """The source's own digest, or SHA-256 over all samples."""
@@ -176,7 +165,7 @@ class Checked:
         inputs = {s.name: _fit(found.inputs, s, where, self.crops) for s in self.specs}
         target = found.target if self.labelled else None
         if target is not None and target.dtype.kind == "f" and not np.isfinite(target).all():
-            raise _not_finite(f"{where}: the label")
+            raise not_finite(f"{where}: the label")
         if self.classes is not None and target is not None:
             check_labels(target.reshape(-1), self.classes, where)
             target = target.astype(np.int64)
@@ -190,58 +179,6 @@ class Checked:
 def notes_of(dataset: Dataset | None) -> tuple[str, ...]:
     """What a person should know about a set."""
     return tuple(getattr(dataset, "notes", ()))
-
-
-def load_npz(path: Path, specs: Sequence[TensorSpec], seed: int) -> Splits:
-    """Arrays of an `.npz` file, named like the model's inputs, plus `labels`.
-
-    Names may start with `calibration_`, `train_` or `evaluation_` (`test_`); unprefixed arrays
-    are the evaluation set beside those, or are divided if there are no others.
-
-    Raises:
-        UsageError: EB169, no such file.
-        ArtifactError: EB541 corrupt, or object arrays; EB545 empty; EB548 names, lengths or shapes
-            do not fit; EB549 NaN or Inf.
-    """
-    if not path.is_file():
-        raise UsageError("EB169", f"no data file {path}", hint="check the path")
-    groups: dict[str, dict[str, Array]] = {}
-    for key, value in _read_npz(path).items():
-        prefix, _, rest = key.partition("_")
-        split = _SPLITS.get(prefix) if rest else None
-        groups.setdefault(split or "", {})[rest if split else key] = value
-    plain = groups.pop("", None)
-    if plain is not None:
-        if "evaluation" in groups:
-            raise _misfit(
-                f"{path} has arrays with and without evaluation_ ({', '.join(plain)})",
-                "name every array of a set alike",
-            )
-        groups["evaluation"] = plain
-    made = {k: _arrays(f"{path.name}/{k}", v, specs) for k, v in groups.items()}
-    return arrange(made, seed)
-
-
-def load_function_data(function: UserFunction, specs: Sequence[TensorSpec], seed: int) -> Splits:
-    """Data from the user's function: one set, or a dict of sets by split.
-
-    A set is a sequence of (input, label) pairs (a torch Dataset will do), an object with
-    `sample(i)`, or a pair of stacked arrays (inputs, labels). Several inputs go in a dict.
-
-    Raises:
-        UsageError: EB163, the function raised or returned something else.
-        ArtifactError: EB545, a set is empty.
-    """
-    returned = function()
-    if not isinstance(returned, Mapping) or not set(returned) <= set(_SPLITS):
-        returned = {"evaluation": returned}
-    made = {}
-    for key, value in returned.items():
-        if value is not None:
-            made[_SPLITS[str(key)]] = _user_set(function, str(key), value, specs)
-    if not made:
-        raise ArtifactError("EB545", f"{function.where()}: no data", hint="return at least one set")
-    return arrange(made, seed)
 
 
 def arrange(given: Mapping[str, Dataset], seed: int) -> Splits:
@@ -311,84 +248,7 @@ def _class_of(target: Array | None) -> int | None:
     return int(target.reshape(-1)[0])
 
 
-def _read_npz(path: Path) -> dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("not an .npz archive")
-            arrays = {k: found[k] for k in found.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as e:
-        objects = "allow_pickle" in str(e)
-        raise ArtifactError(
-            "EB540" if objects else "EB541",
-            f"{path}: refused: it holds object arrays, which are pickles"
-            if objects
-            else f"{path} is not a sound .npz file",
-            hint="save plain arrays with numpy.savez(FILE, input=..., labels=...)",
-        ) from e
-    for key, value in arrays.items():
-        if value.dtype.kind not in "fiub":
-            raise _misfit(f"{path}: {key} has type {value.dtype}", "save numbers")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise _not_finite(f"{path}: {key}")
-    return arrays
-
-
-def _arrays(name: str, found: Mapping[str, Array], specs: Sequence[TensorSpec]) -> Arrays:
-    targets = next((found[k] for k in _LABELS if k in found), None)
-    inputs = {k: v for k, v in found.items() if k not in _LABELS}
-    if len(specs) == 1 and len(inputs) == 1:
-        inputs = {specs[0].name: next(iter(inputs.values()))}
-    missing = [s.name for s in specs if s.name not in inputs]
-    if missing:
-        raise _misfit(
-            f"{name}: no array for the model's input {missing[0]!r}, found {', '.join(found)}",
-            f"name the arrays {', '.join(s.name for s in specs)} and labels",
-        )
-    lengths = {k: len(v) if v.ndim else 0 for k, v in inputs.items()}
-    if targets is not None:
-        lengths["labels"] = len(targets) if targets.ndim else 0
-    if len(set(lengths.values())) != 1:
-        raise _misfit(
-            f"{name}: arrays of different lengths: "
-            + ", ".join(f"{k} {n}" for k, n in lengths.items()),
-            "give every array one row per sample",
-        )
-    return Arrays(name, {s.name: inputs[s.name] for s in specs}, targets)
-
-
-def _user_set(
-    function: UserFunction, split: str, value: Any, specs: Sequence[TensorSpec]
-) -> Dataset:
-    name = f"{function.path.name}:{function.name}/{split}"
-    if hasattr(value, "sample") and hasattr(value, "__len__"):
-        return Items(name, value, value.sample, specs)
-    if _stacked(value):
-        inputs, labels = value
-        named = inputs if isinstance(inputs, Mapping) else {specs[0].name: inputs}
-        arrays = {str(k): _array(v) for k, v in named.items()}
-        if labels is not None:
-            arrays["labels"] = _array(labels)
-        return _arrays(name, arrays, specs)
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__"):
-        return Items(name, value, value.__getitem__, specs)
-    raise UsageError(
-        "EB163",
-        f"{function.where()}: {function.name}() returned {type(value).__name__} for {split}",
-        hint="return a dict of train, calibration, evaluation; each a list of (input, label)",
-    )
-
-
-def _stacked(value: Any) -> bool:
-    """Whether `value` is a pair of arrays, rather than a list of two samples."""
-    if not isinstance(value, tuple) or len(value) != 2:
-        return False
-    inputs, labels = value
-    first = next(iter(inputs.values()), None) if isinstance(inputs, Mapping) else inputs
-    return hasattr(first, "shape") and (labels is None or hasattr(labels, "shape"))
-
-
-def _array(value: Any) -> Array:
+def as_array(value: Any) -> Array:
     """A numpy array of a tensor, a picture or a number; floats of Python become float32."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
@@ -401,7 +261,7 @@ def _fit(inputs: Mapping[str, Array], spec: TensorSpec, where: str, crops: bool 
     if value is None and len(inputs) == 1:
         value = next(iter(inputs.values()))
     if value is None:
-        raise _misfit(
+        raise misfit(
             f"{where}: no input {spec.name!r}, found {', '.join(inputs)}",
             "name the inputs as the model does",
         )
@@ -409,13 +269,13 @@ def _fit(inputs: Mapping[str, Array], spec: TensorSpec, where: str, crops: bool 
         raise _wrong_shape(value.shape, spec, where)
     kind = np.dtype(spec.dtype)
     if value.dtype != kind and not (value.dtype.kind == kind.kind == "f"):
-        raise _misfit(
+        raise misfit(
             f"{where}: input {spec.name!r} is {value.dtype}, the model wants {kind}",
             "scale and convert it as the model was trained",
         )
     value = value.astype(kind, copy=False)
     if kind.kind == "f" and not np.isfinite(value).all():
-        raise _not_finite(f"{where}: input {spec.name!r}")
+        raise not_finite(f"{where}: input {spec.name!r}")
     return value
 
 
@@ -437,7 +297,7 @@ def _wrong_shape(found: tuple[int, ...], spec: TensorSpec, where: str) -> Artifa
         hint = f"the model takes {moves[move]}: transpose({axes}) of the stacked samples"
     elif found == spec.shape:
         hint = "leave the batch dimension out of samples"
-    return _misfit(
+    return misfit(
         f"{where}: input {spec.name!r} is {ours}{list(found)}, the model wants "
         f"{theirs}{list(wanted)}",
         hint,
@@ -471,24 +331,23 @@ def _update(sha: Any, name: str, value: Array) -> None:
     sha.update(np.ascontiguousarray(value).tobytes())
 
 
-class _one_line:
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
     """Turn what data code raises into one line; zoo data says ValueError for bad folders."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, e: BaseException | None, trace: object) -> None:
-        if isinstance(e, Exception) and not isinstance(e, EdgeBudgetError):
-            first = (str(e).strip() or type(e).__name__).splitlines()[0]
-            raise ArtifactError("EB545", f"{self._name}: {first}", hint="mend the data") from e
+    try:
+        yield
+    except EdgeBudgetError:
+        raise
+    except Exception as e:
+        first = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise ArtifactError("EB545", f"{name}: {first}", hint="mend the data") from e
 
 
-def _misfit(what: str, hint: str) -> ArtifactError:
+def misfit(what: str, hint: str) -> ArtifactError:
+    """The error for data that does not fit the model."""
     return ArtifactError("EB548", what, hint=hint)
 
 
-def _not_finite(what: str) -> ArtifactError:
+def not_finite(what: str) -> ArtifactError:
+    """The error for NaN and Inf."""
     return ArtifactError("EB549", f"{what} holds NaN or Inf", hint="clean the data first")

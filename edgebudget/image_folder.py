@@ -136,10 +136,15 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(_walk(folder))
 
 
+def has_pictures(folder: Path) -> bool:
+    """Whether there is any picture file below `folder`."""
+    return next(_walk(folder), None) is not None
+
+
 def class_folders(folder: Path) -> list[Path]:
     """Folders directly in `folder` that hold pictures, sorted by name: label 0, 1, ..."""
     found = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    return [p for p in found if next(_walk(p), None) is not None]
+    return [p for p in found if has_pictures(p)]
 
 
 def empty(root: Path, why: str) -> ArtifactError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebudget import datasets, image_folder, tasks
+from edgebudget import data_sources, datasets, image_folder, tasks
 from edgebudget.datasets import Checked, Items, Splits
 from edgebudget.load_model import LoadedModel, load_model
 from edgebudget.preprocessing import preprocessing_for
@@ -116,11 +116,11 @@ def _load_data(model: LoadedModel, source: str | None, task: Task | None, seed: 
         return _Found(Splits(Data()), model.preprocessing)
     if is_user_code(source):
         function = load_function(source, "data")
-        splits = datasets.load_function_data(function, model.program.inputs, seed)
+        splits = data_sources.load_function_data(function, model.program.inputs, seed)
         return _Found(splits, model.preprocessing)
     kind, place, query = _parsed(source)
     if kind == "npz":
-        splits = datasets.load_npz(Path(place), model.program.inputs, seed)
+        splits = data_sources.load_npz(Path(place), model.program.inputs, seed)
         return _Found(splits, model.preprocessing)
     root = Path(place)
     if not root.is_dir():
@@ -170,7 +170,7 @@ def _zoo_data(model: LoadedModel, root: Path | None) -> Splits:
 
 def _look_at(root: Path, labelled: bool) -> None:
     """Refuse a folder without pictures, or without at least two classes where classes count."""
-    if not image_folder.pictures_in(root):
+    if not image_folder.has_pictures(root):
         raise image_folder.empty(root, "no pictures in it")
     if labelled:
         for part in _parts(root).values():
@@ -232,7 +232,8 @@ def _pictures(model: LoadedModel, root: Path, query: str, task: Task | None, see
         notes = (datasets.divided_note(str(root), len(share), len(rest)),)
         files = {"train": [whole[i] for i in share], "evaluation": [whole[i] for i in rest]}
     if not files["train"]:
-        return _Found(Splits(Data(None, None, made("evaluation", files["evaluation"])), notes), {})
+        only = Data(None, None, made("evaluation", files["evaluation"]))
+        return _Found(Splits(only, notes), how.to_json())
     order = np.random.default_rng(seed).permutation(len(files["train"]))
     drawn = [files["train"][i] for i in order]  # unreadable ones are replaced by the next
     data = Data(
