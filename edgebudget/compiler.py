@@ -312,8 +312,8 @@ def _attempts(
     if job.setting.late:
         job.setting.emit(Said("warning", "the time limit has passed: no stronger plan is tried"))
         return
-    macs = next(c.macs for c in proposal.candidates if c.label == proposal.chosen)
-    if (extra := planner.recovery_step(job.setting, macs)) is not None:
+    chosen = next(c for c in proposal.candidates if c.label == proposal.chosen)
+    if (extra := planner.recovery_step(job.setting, chosen)) is not None:
         job.setting.emit(Said("info", "quality missed its limit: trying a stronger plan"))
         at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
         yield replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:]))

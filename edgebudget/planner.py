@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from edgebudget.program import Program
 
 GOAL_DROP = 0.01  # relative quality loss aimed at when the user states none
-_TRAINING_MACS = 3e13  # multiply-accumulates spent on recovery; fixed, so that plans reproduce
+# Multiply-accumulates spent on recovery: fixed, so that plans reproduce. Whole channels lost need
+# more than a changed input size, after which the weights are still the original's.
+_TRAINING_MACS = {"prune_channels": 3e13, "scale_resolution": 5e12}
 _MAX_EPOCHS = 30
 _BATCH = 64
+_LEAST_STEPS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,30 +196,37 @@ def _recovery(setting: Setting, chosen: Candidate) -> tuple[Step, ...]:
     pruned = any(s.name == "prune_channels" for s in chosen.steps)
     if not pruned and _lost(chosen) <= goal:
         return ()
-    step = recovery_step(setting, chosen.macs)
+    step = recovery_step(setting, chosen)
     if step is None:
         setting.emit(Said("warning", "no training data: quality lost to pruning stays lost"))
     return () if step is None else (step,)
 
 
 def _lost(chosen: Candidate) -> float:
-    """Relative quality lost on the probe; without labels, the output error stands for it."""
+    """Quality lost on the probe or the output error, whichever is worse: the probe is small."""
+    lost = chosen.distance if chosen.distance is not None else math.inf
     if chosen.quality is not None and chosen.original is not None:
-        return relative_drop(chosen.quality, chosen.original)
-    return chosen.distance if chosen.distance is not None else math.inf
+        lost = max(lost, relative_drop(chosen.quality, chosen.original))
+    return lost
 
 
-def recovery_step(setting: Setting, macs: float) -> Step | None:
-    """A fine-tune of a fixed number of steps for a network of this many MACs; None without data."""
+def recovery_step(setting: Setting, chosen: Candidate) -> Step | None:
+    """A fine-tune of a fixed number of steps for a candidate; None without data to train on."""
     train = setting.workload.data.train
     if train is None or setting.workload.program.stage == "graph":
         return None
-    fraction = _training_fraction(setting, train.sample(0).inputs)
-    samples = _TRAINING_MACS / (3 * macs * fraction)
-    batch = max(1, min(_BATCH, len(train), int(samples / 50) or 1))
-    steps = int(max(20, min(samples, _MAX_EPOCHS * len(train)) / batch))
-    why = f"{steps} steps of batch {batch}: about {_TRAINING_MACS:.0e} multiply-accumulates"
-    return Step("recover", registry.get("recover").config(steps=steps, batch=batch), why)
+    names = {s.name for s in chosen.steps}
+    pruned = "prune_channels" in names
+    work = _TRAINING_MACS["prune_channels" if pruned else "scale_resolution"]
+    each = 3 * chosen.macs * _training_fraction(setting, train.sample(0).inputs)
+    samples = min(work / each, _MAX_EPOCHS * len(train))
+    batch = max(1, min(_BATCH, len(train), int(samples / _LEAST_STEPS) or 1))
+    steps = max(20, int(samples / batch))
+    why = f"{steps} steps of batch {batch}: about {work:.0e} multiply-accumulates"
+    recover = registry.get("recover")
+    # Weights that were not cut only follow the original; labels would pull towards a small set.
+    config = recover.config(steps=steps, batch=batch, **({} if pruned else {"alpha": 1.0}))
+    return Step(recover.name, config, why)
 
 
 def _training_fraction(setting: Setting, inputs: Any) -> float:
