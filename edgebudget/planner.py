@@ -254,11 +254,13 @@ def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tupl
 
 
 def _infeasible(what: str, bound: float, floor: float, found: Reach) -> InfeasibleError:
+    from edgebudget.report_markup import si
+
     blocked = f" ({'; '.join(found.reasons)})" if found.reasons else ""
     return InfeasibleError(
         "EB401",
-        f"{bound:.4g} {what} cannot be reached: the smallest reachable point is "
-        f"{floor:.4g} {what}, the original has {found.macs:.4g} MACs{blocked}",
+        f"{si(bound, what)} cannot be reached: the smallest reachable point is "
+        f"{si(floor, what)}, the original has {si(found.macs, 'MACs')}{blocked}",
         hint=f"raise the limit to at least {_rounded_up(floor)}",
     )
 
