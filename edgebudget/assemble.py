@@ -101,7 +101,7 @@ def build_manifest(
         layers_before=_layers(result.original.program),
         layers_after=_layers_of_file(result),
         provenance=m.Provenance(versions(), setting.seed, _digests(workload)),
-        notes=_notes(result),
+        notes=(*workload.notes, *_notes(result)),
     )
 
 
