@@ -17,13 +17,15 @@ class Distillation:
     """How to weigh teacher against labels.
 
     `alpha` is the teacher's share (1 where there are no labels), `temperature` softens class
-    scores, `rank` adds a penalty on pairs that a regressor puts in another order than the labels.
+    scores, `rank` adds a penalty on pairs that a regressor puts in another order than the labels,
+    `scale` is the spread of the numbers that a regressor answers (see `spread`).
     """
 
     kind: TaskKind
     alpha: float = 0.5
     temperature: float = 2.0
     rank: float = 0.0
+    scale: float = 1.0
 
     def loss(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor | None
@@ -55,16 +57,22 @@ class Distillation:
         return (1 - self.alpha) * hard + self.alpha * t * t * soft
 
     def _numbers(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        s, t = student.flatten(1), teacher.flatten(1)
-        scale = t.std(correction=0).clamp_min(1e-3) if len(t) > 1 else t.new_tensor(1.0)
-        soft = F.huber_loss(s / scale, t / scale)
+        s, t = student.flatten(1) / self.scale, teacher.flatten(1) / self.scale
+        soft = F.huber_loss(s, t)
         if labels is None:
             return soft
-        y = labels.to(s.dtype).reshape(s.shape)
-        loss = (1 - self.alpha) * F.huber_loss(s / scale, y / scale) + self.alpha * soft
+        y = labels.to(s.dtype).reshape(s.shape) / self.scale
+        loss = (1 - self.alpha) * F.huber_loss(s, y) + self.alpha * soft
         if self.rank > 0:
-            loss = loss + self.rank * _disorder(s / scale, y / scale)
+            loss = loss + self.rank * _disorder(s, y)
         return loss
+
+
+def spread(answers: Sequence[Tensor], labels: Tensor | None) -> float:
+    """Standard deviation of a regressor's labels, or of the original's answers without them."""
+    values = answers[0] if labels is None else labels
+    found = float(values.double().std(correction=0))
+    return found if found > 1e-6 else 1.0
 
 
 def _relative(student: Tensor, teacher: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ def factor(name: str, step: int, steps: int, warmup: int = 0) -> float:
     """The share of the peak rate at `step` of `steps` (0-based).
 
     Raises:
-        UsageError: EB345, no schedule has this name.
+        UsageError: EB154, no schedule has this name.
     """
     if name not in _SHAPES:
         raise UsageError(
-            "EB345", f"no schedule is called {name!r}", hint=f"one of {', '.join(NAMES)}"
+            "EB154", f"no schedule is called {name!r}", hint=f"one of {', '.join(NAMES)}"
         )
     if step < warmup:
         return (step + 1) / (warmup + 1)

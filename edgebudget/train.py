@@ -38,7 +38,7 @@ class Caller:
         """Bind by name where `forward` has all the names and there are several, else by position.
 
         Raises:
-            UnsupportedError: EB346, an output is not a tensor.
+            UnsupportedError: EB256, an output is not a tensor.
         """
         code = getattr(type(body).forward, "__code__", None)
         known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code else ()
@@ -53,7 +53,7 @@ class Caller:
             leaves = [v for v in tree_leaves(value) if v is not None]
         if not leaves or not all(isinstance(v, Tensor) for v in leaves):
             raise UnsupportedError(
-                "EB346",
+                "EB256",
                 f"the model returns {type(value).__name__}, which holds more than tensors",
                 hint="return a tensor, or a tuple or dict of tensors",
             )
@@ -102,7 +102,7 @@ def load_tensors(
     """Read samples once into memory.
 
     Raises:
-        ArtifactError: EB340, a sample lacks an input, differs in shape or is not finite.
+        ArtifactError: EB560, a sample lacks an input, differs in shape or is not finite.
     """
     order = range(len(dataset)) if indices is None else indices
     emit(Started(work, len(order)))
@@ -140,7 +140,7 @@ def _value(dataset: Dataset, index: int, inputs: Mapping[str, Any], name: str) -
 
 def _bad(dataset: Dataset, index: int, what: str) -> ArtifactError:
     return ArtifactError(
-        "EB340", f"sample {index} of {dataset.name}: {what}", hint="check the data set"
+        "EB560", f"sample {index} of {dataset.name}: {what}", hint="check the data set"
     )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from edgebudget_passes._train_feed import Feed
 from edgebudget_runtime.errors import PassError
 
 _WORK = "recover"
-_RATES = {"sgd": 0.02, "adamw": 1e-3}
+_RATES = {"sgd": 0.003, "adamw": 3e-4}  # for 100 steps
+_RATE_GROWTH = (0.5, 6.0)
 _BACK_OFF = 0.2
 _TIMED_STEPS = 20  # before the deadline is compared with the pace
 
@@ -45,11 +46,15 @@ class FineTune:
     emit: Emit
     notes: list[Note] = field(default_factory=list)
     optimizer: torch.optim.Optimizer = field(init=False)
+    _good: Checkpoint = field(init=False)
     rate_scale: float = 1.0
     step: int = 0
+    ended_early: Literal["", "deadline", "interrupt"] = ""
 
     def run(self) -> int:
         """Train, and return the number of steps done.
+
+        Ctrl-C ends it at the last checkpoint; before the first it passes through.
 
         Raises:
             PassError: EB341, the loss is not finite even at a lower rate.
@@ -61,27 +66,17 @@ class FineTune:
         self.optimizer = self._new_optimizer()
         identity = self._identity()
         self._resume(identity)
-        good = self._state(identity)
         self.emit(Started(_WORK, self.steps))
         if self.step:
             self.emit(Advanced(_WORK, self.step, "resumed"))
-        started, first = time.monotonic(), self.step
-        while self.step < self.steps:
-            value = self._one_step()
-            if not math.isfinite(value):
-                self._back_off(good, value)
-                continue
-            self.step += 1
-            self.emit(Advanced(_WORK, 1, f"loss {value:.4f}"))
-            if self.step - first == _TIMED_STEPS:
-                self._fit_deadline((time.monotonic() - started) / _TIMED_STEPS)
-            if self.step % int(self.settings["checkpoint_every"]) == 0:
-                good = self._state(identity)
-                checkpoints.write(self._path, good)
-            if self.deadline is not None and time.monotonic() > self.deadline:
-                why = f"the time limit was reached at step {self.step} of {self.steps}"
-                self.notes.append(Note(_WORK, "stopped early", why))
-                break
+        self._good = self._state(identity)
+        try:
+            self._loop(identity)
+        except KeyboardInterrupt:
+            self._load(self._good)  # the step that was cut may have left half an update
+            if self.step == 0:
+                raise
+            self.ended_early = "interrupt"
         self.emit(Finished(_WORK))
         self.optimizer.zero_grad(set_to_none=True)
         self._to(torch.contiguous_format)
@@ -89,6 +84,27 @@ class FineTune:
             p.requires_grad_(flag)
         self.student.eval()
         return self.step
+
+    def _loop(self, identity: str) -> None:
+        started, first = time.monotonic(), self.step
+        while self.step < self.steps:
+            value = self._one_step()
+            if not math.isfinite(value):
+                self._back_off(self._good, value)
+                continue
+            self.step += 1
+            self.emit(Advanced(_WORK, 1, f"loss {value:.4f}"))
+            if self.step - first == _TIMED_STEPS:
+                self._fit_deadline((time.monotonic() - started) / _TIMED_STEPS)
+            if self.step % int(self.settings["checkpoint_every"]) == 0:
+                self._good = self._state(identity)
+                if not self.ended_early:  # a shortened schedule is no start of the whole one
+                    checkpoints.write(self._path, self._good)
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                why = f"the time limit was reached at step {self.step} of {self.steps}"
+                self.notes.append(Note(_WORK, "stopped early", why))
+                self.ended_early = "deadline"
+                break
 
     @property
     def _path(self) -> Path:
@@ -115,7 +131,7 @@ class FineTune:
 
     def _one_step(self) -> float:
         settings = self.settings
-        peak = float(settings["lr"]) or _RATES[str(settings["optimizer"])]
+        peak = float(settings["lr"]) or self._usual_rate()
         warmup = round(float(settings["warmup"]) * self.steps)
         share = schedules.factor(str(settings["schedule"]), self.step, self.steps, warmup)
         for group in self.optimizer.param_groups:
@@ -142,6 +158,11 @@ class FineTune:
         self.optimizer.step()
         return value
 
+    def _usual_rate(self) -> float:
+        low, high = _RATE_GROWTH
+        growth = min(high, max(low, math.sqrt(self.steps / 100)))
+        return _RATES[str(self.settings["optimizer"])] * growth
+
     def _back_off(self, good: Checkpoint, value: float) -> None:
         if self.rate_scale < 1.0:
             raise PassError(
@@ -166,6 +187,7 @@ class FineTune:
             self.notes.append(Note(_WORK, f"steps {self.steps} -> {self.step + left}", why))
             self.emit(Said("warning", f"recover: fewer steps for the time limit: {why}"))
             self.steps = max(self.step + 1, self.step + left)
+            self.ended_early = "deadline"
 
     def _identity(self) -> str:
         """What a checkpoint must have been made of to be continued here."""

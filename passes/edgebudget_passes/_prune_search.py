@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgebudget.batchnorm import refresh
-from edgebudget.distill import Distillation
+from edgebudget.distill import Distillation, spread
 from edgebudget.events import Advanced, Emit, Finished, Started
 from edgebudget.train import Caller, TensorData, outputs_over
 from edgebudget.workload import TaskKind
@@ -74,6 +74,7 @@ class Search:
     orders: dict[str, list[Ranking]] = field(default_factory=dict)
     costs: dict[str, list[Ladder]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    ended_early: bool = False
 
     def run(self, candidates: int) -> list[Scored]:
         """All candidates that were built, best first; at least one."""
@@ -97,7 +98,10 @@ class Search:
                 best_costs = ladders
             found.append(scored)
             self.emit(Advanced("prune candidates", 1, f"{name}: loss {scored.loss:.4f}"))
-            if self.samples is None or self._late():
+            if self.samples is None:
+                break
+            if self._late() and number + 1 < candidates:
+                self.ended_early = True
                 break
         self.emit(Finished("prune candidates"))
         return sorted(found, key=lambda s: s.loss)
@@ -128,7 +132,7 @@ class Search:
 
     def _loss(self, answers: tuple[Tensor, ...]) -> float:
         assert self.samples is not None
-        loss = Distillation(self.kind).loss(answers, self.samples.answers, self.samples.held.labels)
+        loss = self._judge().loss(answers, self.samples.answers, self.samples.held.labels)
         value = float(loss)
         return value if math.isfinite(value) else math.inf
 
@@ -234,7 +238,11 @@ class Search:
                 m.training, m.momentum = False, momentum
         teacher = tuple(y[: len(data)] for y in self.samples.answers)
         # Against the original's answers only: labels add noise to small differences.
-        return float(Distillation(self.kind).loss(answers, teacher, None))
+        return float(self._judge().loss(answers, teacher, None))
+
+    def _judge(self) -> Distillation:
+        assert self.samples is not None
+        return Distillation(self.kind, scale=spread(self.samples.answers, self.samples.held.labels))
 
     def _shaken(self, ladders: Sequence[Ladder]) -> list[Ladder]:
         factors = np.exp(_SPREAD * self.rng.standard_normal(len(ladders)))
@@ -267,8 +275,8 @@ def _interpolated(points: Mapping[int, float], width: int) -> float:
 
 
 def split(data: TensorData) -> tuple[TensorData, TensorData]:
-    """Samples to fit on and samples held back: two of three, and every third."""
-    number = torch.arange(len(data))
-    if len(data) < 3:
+    """Samples to fit on and samples held back: every other one."""
+    if len(data) < 2:
         return data, data
-    return data.take(number[number % 3 != 2]), data.take(number[number % 3 == 2])
+    number = torch.arange(len(data))
+    return data.take(number[::2]), data.take(number[1::2])

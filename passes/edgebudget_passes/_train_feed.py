@@ -15,7 +15,7 @@ from edgebudget.train import TensorData, bytes_of_sample, load_tensors
 from edgebudget.workload import Dataset
 
 _MEMORY_BYTES = 1e9
-_CROP_PAD = 4
+_CROP_PAD = 4  # pixels at most, for pictures of 32 and more
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Feed:
         if self.augment == "none":
             return data
         draw = np.random.default_rng([self.seed, 1, step])
-        crop = _CROP_PAD if self.augment == "flip-crop" else 0
-        inputs = tuple(_moved(x, draw, crop) if x.dim() == 4 else x for x in data.inputs)
+        crops = self.augment == "flip-crop"
+        inputs = tuple(_moved(x, draw, crops) if x.dim() == 4 else x for x in data.inputs)
         return TensorData(inputs, data.labels)
 
 
@@ -78,13 +78,14 @@ def _order(indices: Sequence[int], number: int, seed: int) -> Tensor:
     return torch.from_numpy(order[:number].astype(np.int64))
 
 
-def _moved(x: Tensor, draw: np.random.Generator, crop: int) -> Tensor:
-    """Mirror half of the pictures [N, C, H, W] and shift each by up to `crop` pixels."""
+def _moved(x: Tensor, draw: np.random.Generator, crops: bool) -> Tensor:
+    """Mirror half of the pictures [N, C, H, W]; shift each by up to an eighth of its side."""
     mirror = torch.from_numpy(draw.random(len(x)) < 0.5)
     x = torch.where(mirror[:, None, None, None], x.flip(-1), x)
-    if crop == 0:
-        return x
     height, width = x.shape[2:]
+    crop = min(_CROP_PAD, height // 8, width // 8)
+    if not crops or crop == 0:
+        return x
     top, left = (torch.from_numpy(draw.integers(0, 2 * crop + 1, len(x))) for _ in range(2))
     padded = F.pad(x, (crop, crop, crop, crop))
     rows = (top[:, None] + torch.arange(height))[:, None, :, None]

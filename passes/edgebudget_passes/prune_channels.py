@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,12 +46,12 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     """Solve widths for the bound by several criteria; keep the candidate nearest to the original.
 
     Raises:
-        UsageError: EB347, the bound is not positive.
-        InfeasibleError: EB402, no allowed widths reach the bound.
+        UsageError: EB155, the bound is not positive.
+        InfeasibleError: EB406, no allowed widths reach the bound.
         PassError: EB342, the built network does not count what was solved for.
     """
     if config.macs <= 0:
-        raise UsageError("EB347", f"macs = {config.macs} is not positive", hint="give a bound > 0")
+        raise UsageError("EB155", f"macs = {config.macs} is not positive", hint="give a bound > 0")
     body, forward = program.body, Caller.of(program)
     whole = _count(program)
     if whole <= config.macs:
@@ -82,7 +83,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     declined = [Note(where, "not pruned", why) for where, why in found.declined]
     declined += [Note(where, "not used", why) for where, why in search.skipped]
     did = (*notes, *_rounding(found, multiple), *_account(found, scored))
-    return PassResult(result, did, tuple(declined))
+    return PassResult(result, did, tuple(declined), "deadline" if search.ended_early else "")
 
 
 def reachable(program: Program, target: TargetSpec) -> tuple[int, int]:
@@ -152,8 +153,8 @@ def _samples(
     runs = 3 * max(1, config.candidates)
     count = int(0.4 * config.search_macs / (runs * each)) if each else config.samples
     count = min(len(dataset), config.samples, max(_LEAST_SAMPLES, count))
-    # Spread over the data set, which may be sorted by class.
-    indices = [i * len(dataset) // count for i in range(count)]
+    # Drawn: a data set may be sorted by class, or repeat its classes at an even spacing.
+    indices = [int(i) for i in np.random.default_rng(ctx.seed).permutation(len(dataset))[:count]]
     names = [s.name for s in program.inputs]
     fit, held = split(load_tensors(dataset, names, indices, emit=ctx.emit))
     if ctx.task.needs_reference:
@@ -191,7 +192,7 @@ def _verify(before: Program, after: Program, solved: int, bound: int) -> None:
 def _unreachable(bound: int, smallest: int, found: Grouping) -> InfeasibleError:
     why = f"; {len(found.declined)} groups cannot shrink" if found.declined else ""
     return InfeasibleError(
-        "EB402",
+        "EB406",
         f"pruning reaches {smallest} MACs at the least, {bound} needed{why}",
         hint=f"ask for at least {smallest} MACs, or combine with a smaller input",
     )

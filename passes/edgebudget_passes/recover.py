@@ -7,10 +7,11 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import nn
 
 from edgebudget import schedules
-from edgebudget.distill import Distillation
+from edgebudget.distill import Distillation, spread
 from edgebudget.events import Said
 from edgebudget.program import Context, Note, Pass, PassResult, Program
 from edgebudget.train import Caller, TensorData, bytes_of_sample, load_tensors, outputs_over
@@ -29,7 +30,8 @@ _HELD_BYTES = 4e8
 class Config:
     """`steps` counts optimizer steps; 0 takes `epochs` over the training data instead.
 
-    `lr` 0 takes 0.02 for sgd and 0.001 for adamw. `warmup`, `bn_freeze` are shares of the steps.
+    `lr` 0 takes a rate for the optimizer that grows with the root of the steps: a short run that
+    starts near its goal only loses by large ones. `warmup`, `bn_freeze` are shares of the steps.
     `alpha` is the teacher's share of the loss where there are labels.
     """
 
@@ -54,24 +56,27 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     """Distil from the original on training data; keep the start where the end is no better.
 
     Raises:
-        UsageError: EB344, a setting has no such value; EB345, no such schedule.
+        UsageError: EB153, a setting has no such value; EB154, no such schedule.
         PassError: EB341, the loss is not finite even at a lower rate.
-        ArtifactError: EB340, a sample cannot be used.
+        ArtifactError: EB560, a sample cannot be used.
     """
     _check(config)
     dataset, notes = _training_data(ctx)
     if dataset is None:
         why = "no training and no calibration data"
         return PassResult(program, declined=(Note("model", "not trained", why),))
-    held, indices, why = _held_back(program, ctx, dataset)
-    notes.append(Note("data", f"train_samples={len(indices)} held_samples={len(held)}", why))
-    judge = Distillation(ctx.task.kind, config.alpha, config.temperature)
+    held, indices = _held_back(program, ctx, dataset)
+    what = f"train_samples={len(indices)} held_samples={len(held)}"
+    notes.append(Note("data", what, dataset.name))
     teacher = copy.deepcopy(ctx.original.body).eval()
     forward = Caller.of(program)
     answers = outputs_over(Caller.of(ctx.original), teacher, held, config.batch)
     batch = min(config.batch, len(indices))
     steps = config.steps or max(1, round(config.epochs * len(indices) / batch))
     labels = not ctx.task.needs_reference
+    truth = held.labels if labels else None
+    scale = spread(answers, truth)
+    judge = Distillation(ctx.task.kind, config.alpha, config.temperature, scale=scale)
     feed = Feed.of(
         dataset,
         forward.inputs,
@@ -86,7 +91,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
 
     def held_loss(body: nn.Module) -> float:
         got = outputs_over(forward, body, held, config.batch)
-        return float(judge.loss(got, answers, held.labels if labels else None))
+        return float(judge.loss(got, answers, truth))
 
     before = held_loss(program.body)
     tuner = FineTune(
@@ -108,9 +113,10 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     if not math.isfinite(after) or after > before:
         ctx.emit(Said("warning", "recover: held-back loss did not fall; the start is kept"))
         kept = Note("model", f"{what} kept=start", "training made the held-back loss worse")
-        return PassResult(program, tuple(notes), (kept,))
+        return PassResult(program, tuple(notes), (kept,), tuner.ended_early)
     notes.append(Note("model", f"{what} kept=end", ""))
-    return PassResult(replace(program, body=tuner.student), tuple(notes))
+    done_program = replace(program, body=tuner.student)
+    return PassResult(done_program, tuple(notes), (), tuner.ended_early)
 
 
 def _check(config: Config) -> None:
@@ -119,14 +125,14 @@ def _check(config: Config) -> None:
     for name, allowed in choices.items():
         if (value := getattr(config, name)) not in allowed:
             raise UsageError(
-                "EB344", f"recover: {name} = {value!r}", hint=f"one of {', '.join(allowed)}"
+                "EB153", f"recover: {name} = {value!r}", hint=f"one of {', '.join(allowed)}"
             )
     for name in ("batch", "temperature", "checkpoint_every"):
         if (value := getattr(config, name)) <= 0:
-            raise UsageError("EB344", f"recover: {name} = {value}", hint="must be positive")
+            raise UsageError("EB153", f"recover: {name} = {value}", hint="must be positive")
     if config.steps < 0 or (config.steps == 0 and config.epochs <= 0):
         raise UsageError(
-            "EB344",
+            "EB153",
             f"recover: steps = {config.steps}, epochs = {config.epochs}",
             hint="give a positive number of steps or epochs",
         )
@@ -141,25 +147,19 @@ def _training_data(ctx: Context) -> tuple[Dataset | None, list[Note]]:
     return None, []
 
 
-def _held_back(program: Program, ctx: Context, train: Dataset) -> tuple[TensorData, list[int], str]:
-    """Samples to judge on, and the indices of `train` to learn from."""
-    names = [s.name for s in program.inputs]
-    calibration = ctx.data.calibration
-    limit = max(2, int(_HELD_BYTES // max(1, bytes_of_sample(train))))
-    if train is not calibration and calibration is not None and len(calibration):
-        room = max(2, int(_HELD_BYTES // max(1, bytes_of_sample(calibration))))
-        count = min(_HELD_SAMPLES, len(calibration), room)
-        rows = [i * len(calibration) // count for i in range(count)]
-        held = load_tensors(calibration, names, rows, emit=ctx.emit)
-        return held, list(range(len(train))), f"judged on {calibration.name}"
-    count = min(_HELD_SAMPLES, limit, max(1, len(train) // 8))
-    rows = sorted({i * len(train) // count for i in range(count)})
+def _held_back(program: Program, ctx: Context, train: Dataset) -> tuple[TensorData, list[int]]:
+    """Samples to judge on, and the indices to learn from; both out of the training data.
+
+    Calibration samples would flatter the start: earlier passes were fitted to them.
+    """
+    room = max(1, int(_HELD_BYTES // max(1, bytes_of_sample(train))))
+    count = min(_HELD_SAMPLES, room, max(1, len(train) // 8))
+    # Drawn, not evenly spaced: a data set may repeat its classes at any even spacing.
+    drawn = np.random.default_rng([ctx.seed, 2]).permutation(len(train))
+    rows = sorted(int(i) for i in drawn[:count])
     rest = sorted(set(range(len(train))) - set(rows)) or rows
-    return (
-        load_tensors(train, names, rows, emit=ctx.emit),
-        rest,
-        f"judged on a part of {train.name}",
-    )
+    names = [s.name for s in program.inputs]
+    return load_tensors(train, names, rows, emit=ctx.emit, work="read held-back samples"), rest
 
 
 PASS = Pass(

@@ -1,0 +1,258 @@
+"""`cifar10-resnet56` pruned to a MACs bound: ours against torch-pruning's global magnitude.
+
+Both sides start from the same weights, refresh statistics on the same calibration pictures, and
+train by the same pass with the same order of pictures, steps, schedule and loss. The last lines
+say which had the better top-1. Needs CIFAR-10 as a folder (EDGEBUDGET_DATA/cifar10).
+
+    python -m benchmarks.prune_resnet56 --epochs 1
+    python -m benchmarks.prune_resnet56 --epochs 0.1 --train-limit 6400   # a quick look
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.harness import RESULTS, data_folder, machine
+from edgebudget.batchnorm import refresh
+from edgebudget.counter import count
+from edgebudget.events import Event, Said
+from edgebudget.program import Context, PassResult, Program, TensorSpec
+from edgebudget.target import TargetSpec
+from edgebudget.tasks import Classification
+from edgebudget.train import Caller, load_tensors, outputs_over
+from edgebudget.workload import Data, Sample
+from edgebudget_models import cifar10_resnet56
+from edgebudget_models.checkpoint import load_into
+from edgebudget_passes import prune_channels, recover
+from edgebudget_runtime.budget import Budget, parse_count
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A zoo split as a data set; `limit` takes an even selection."""
+
+    source: Any
+    limit: int = 0
+
+    @property
+    def name(self) -> str:
+        return str(self.source.name)
+
+    def __len__(self) -> int:
+        return min(self.limit, len(self.source)) if self.limit else len(self.source)
+
+    def sample(self, index: int) -> Sample:
+        inputs, label = self.source.sample(index * len(self.source) // len(self))
+        return Sample(inputs, label)
+
+    def digest(self) -> str:
+        return f"{self.source.digest()}/{len(self)}"
+
+
+def main() -> None:
+    """Run both sides and write the figures."""
+    options = _options()
+    torch.set_num_threads(options.threads)
+    bound = int(parse_count(options.macs))
+    body = cifar10_resnet56.load()
+    if options.weights:
+        body = load_into(cifar10_resnet56.build(), options.weights)
+    program = Program("module", body.eval(), (TensorSpec("image", (1, 3, 32, 32)),), ("scores",))
+    root = data_folder() / "cifar10"
+    data = Data(
+        Pictures(cifar10_resnet56.data("calibration", root)),
+        Pictures(cifar10_resnet56.data("train", root), options.train_limit),
+    )
+    test = Pictures(cifar10_resnet56.data("evaluation", root), options.test_limit)
+    judge = Judge(test)
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "threads": options.threads,
+        "bound_macs": bound,
+        "epochs": options.epochs,
+        "train_pictures": len(data.train or ()),
+        "test_pictures": len(test),
+        "original": {"macs": count(program).macs, **judge(program)},
+        "runs": [],
+    }
+    for seed in range(options.seeds):
+        for side in (_ours, _magnitude):
+            run = _one(side, program, data, judge, bound, options, seed)
+            result["runs"].append(run)
+            print(json.dumps(run), flush=True)  # noqa: T201
+    result["summary"] = _summary(result["runs"])
+    print(json.dumps({"original": result["original"], **result["summary"]}, indent=1))  # noqa: T201
+    out = options.out or RESULTS / "prune_resnet56.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--macs", default="63M")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--train-limit", type=int, default=0)
+    parser.add_argument("--test-limit", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", type=Path, default=None)
+    parser.add_argument("--settings", default="", help="of recover: lr=0.05,schedule=rex,...")
+    parser.add_argument("--pruning", default="", help="of prune_channels: candidates=1,...")
+    parser.add_argument("--out", type=Path, default=None)
+    return parser.parse_args()
+
+
+class Judge:
+    """Top-1 with a 95 % interval (Wilson) on the test pictures."""
+
+    def __init__(self, test: Pictures) -> None:
+        self.data = load_tensors(test, ["image"])
+
+    def __call__(self, program: Program) -> dict[str, float]:
+        scores = outputs_over(Caller.of(program), program.body, self.data, 250)[0]
+        assert self.data.labels is not None
+        n, right = len(self.data), float((scores.argmax(1) == self.data.labels).float().mean())
+        z = 1.96
+        centre = (right + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(right * (1 - right) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return {"top1": right, "low": centre - half, "high": centre + half}
+
+
+def _one(
+    side: Any,
+    program: Program,
+    data: Data,
+    judge: Judge,
+    bound: int,
+    options: argparse.Namespace,
+    seed: int,
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        ctx = _context(program, data, seed, Path(folder))
+        start = time.perf_counter()
+        pruned = side(replace(program, body=copy.deepcopy(program.body)), ctx, bound, options)
+        pruned_s = time.perf_counter() - start
+        before = judge(pruned)
+        start = time.perf_counter()
+        settings = {"augment": "flip", "epochs": options.epochs, **_pairs(options.settings)}
+        trained: PassResult = recover.run(pruned, recover.Config(**settings), ctx)
+        return {
+            "side": side.__name__.strip("_"),
+            "seed": seed,
+            "macs": count(trained.program).macs,
+            "before_training": before,
+            "after_training": judge(trained.program),
+            "prune_s": round(pruned_s, 1),
+            "train_s": round(time.perf_counter() - start, 1),
+            "train": [n.what for n in (*trained.did, *trained.declined)][-1],
+        }
+
+
+def _ours(program: Program, ctx: Context, bound: int, options: argparse.Namespace) -> Program:
+    config = prune_channels.Config(macs=bound, **_pairs(options.pruning))
+    return prune_channels.run(program, config, ctx).program
+
+
+def _magnitude(program: Program, ctx: Context, bound: int, _: argparse.Namespace) -> Program:
+    """The largest network under the bound that torch-pruning's own pruner makes.
+
+    Its tracing takes the padded shortcut for an addition, so the residual stream is left whole.
+    """
+    low, high, best = 0.0, 0.95, program
+    for _step in range(9):
+        ratio = (low + high) / 2
+        trial = replace(program, body=_torch_pruning(program.body, ratio))
+        if count(trial).macs <= bound:
+            high, best = ratio, trial
+        else:
+            low = ratio
+    assert ctx.data.calibration is not None
+    samples = load_tensors(ctx.data.calibration, ["image"])
+    refresh(best.body, (c.inputs for c in samples.batches(64)))
+    return best
+
+
+def _torch_pruning(body: nn.Module, ratio: float) -> nn.Module:
+    import torch_pruning as tp
+
+    trial = copy.deepcopy(body)
+    for p in trial.parameters():
+        p.requires_grad_(True)
+    stream = [m for n, m in trial.named_modules() if n in ("conv1", "linear") or ".conv2" in n]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tp.pruner.MetaPruner(
+            trial,
+            torch.zeros(1, 3, 32, 32),
+            importance=tp.importance.MagnitudeImportance(p=2),
+            global_pruning=True,
+            pruning_ratio=ratio,
+            ignored_layers=stream,
+        ).step()
+    return trial.eval()
+
+
+def _context(program: Program, data: Data, seed: int, folder: Path) -> Context:
+    target = TargetSpec(
+        name="cpu",
+        family="cpu",
+        engine="onnxruntime-cpu",
+        device="",
+        channel_multiple=8,
+        activation_dtypes=("uint8",),
+        weight_dtypes=("int8",),
+        float_fallback=True,
+        max_fallback=None,
+    )
+    rng = np.random.default_rng(seed)
+    return Context(Budget(), target, Classification(), data, program, seed, rng, folder, _listen)
+
+
+def _listen(event: Event) -> None:
+    if isinstance(event, Said):
+        print(event.text)  # noqa: T201
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    pairs = (x.split("=") for x in text.split(",") if x)
+    return {k: _number(v) for k, v in pairs}
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for side in ("ours", "magnitude"):
+        for when in ("before_training", "after_training"):
+            values = [r[when]["top1"] for r in runs if r["side"] == side]
+            found[f"{side}_{when}"] = {
+                "mean": sum(values) / len(values),
+                "low": min(values),
+                "high": max(values),
+            }
+    found["gain"] = found["ours_after_training"]["mean"] - found["magnitude_after_training"]["mean"]
+    return found
+
+
+if __name__ == "__main__":
+    main()
