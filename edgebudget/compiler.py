@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def compile(
         MissedError: EB410, a limit is not proven; the best so far is at `<out>.missed`.
         ArtifactError: EB5xx, a file is not what it should be, or `out` cannot be written.
         TargetError: EB6xx, the target's engine is missing or failed.
+        KeyboardInterrupt: what could be deployed by then is at `<out>.interrupted`.
     """
     out = Path(out)
     with writing(out, force=force) as folder:
@@ -89,34 +91,8 @@ def compile(
         job = _prepare(
             model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
         )
-        if given is None:
-            proposal = _fit(job, planner.propose(job.setting, job.start))
-            chosen = proposal.plan
-        else:
-            proposal, chosen = None, given
-        reference = _reference(job)
-        _check_quality_limit(job, reference)
-        tried: list[Result] = []
-        try:
-            for attempt in _attempts(job, chosen, proposal, tried):
-                _try(job, attempt, proposal, reference, folder / "tried", verify, tried)
-            result = _nearest(job, tried)
-            broken = result.proof.broken(job.setting.budget)
-            if broken:
-                _save_aside(job, result, out, "missed")
-                raise MissedError(
-                    "EB410",
-                    f"not proven: {'; '.join(broken)}",
-                    hint=f"the best so far is in {out.name}.missed; {_advice(job, result)}",
-                )
-            manifest = _save(job, result, folder)
-            shutil.rmtree(folder / "tried")
-        except KeyboardInterrupt:
-            if tried:
-                saved = _save_aside(job, _nearest(job, tried), out, "interrupted")
-                said = f"the best so far, not all of it proven, is in {saved}"
-                job.setting.emit(Said("warning", said))
-            raise
+        with closing(job.setting.cache):
+            manifest = _compile(job, given, out, folder, verify)
     return CompileResult(out, manifest)
 
 
@@ -140,8 +116,42 @@ def propose(
     job = _prepare(
         model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
     )
-    proposal = planner.propose(job.setting, job.start)
+    with closing(job.setting.cache):
+        proposal = planner.propose(job.setting, job.start)
     return replace(proposal, plan=planner.with_settings(proposal.plan, **job.settings))
+
+
+def _compile(job: _Job, given: Plan | None, out: Path, folder: Path, depth: Depth) -> Manifest:
+    """Fill `folder`; what was missed or interrupted goes beside `out` instead."""
+    if given is None:
+        proposal = _fit(job, planner.propose(job.setting, job.start))
+        chosen = proposal.plan
+    else:
+        proposal, chosen = None, given
+    reference = _reference(job)
+    _check_quality_limit(job, reference)
+    tried: list[Result] = []
+    try:
+        for attempt in _attempts(job, chosen, proposal, tried):
+            _try(job, attempt, proposal, reference, folder / "tried", depth, tried)
+        result = _nearest(job, tried)
+        broken = result.proof.broken(job.setting.budget)
+        if broken:
+            _save_aside(job, result, out, "missed")
+            raise MissedError(
+                "EB410",
+                f"not proven: {'; '.join(broken)}",
+                hint=f"the best so far is in {out.name}.missed; {_advice(job, result)}",
+            )
+        manifest = _save(job, result, folder)
+        shutil.rmtree(folder / "tried")
+        return manifest
+    except KeyboardInterrupt:
+        if tried:
+            saved = _save_aside(job, _nearest(job, tried), out, "interrupted")
+            said = f"the best so far, not all of it proven, is in {saved}"
+            job.setting.emit(Said("warning", said))
+        raise
 
 
 def _prepare(

@@ -20,7 +20,7 @@ import pytest
 
 import edgebudget
 from edgebudget import compiler, registry
-from edgebudget.events import Event, Said, Started, ignore
+from edgebudget.events import Advanced, Event, Said, Started, ignore
 from edgebudget.program import Context, Pass, PassResult, Program
 from edgebudget_runtime import Budget
 from edgebudget_runtime.errors import ArtifactError, MissedError, UsageError
@@ -274,3 +274,36 @@ def test_killed_at_random_moments_the_next_run_resumes_to_the_same_bytes(tmp_pat
         assert "taken from the cache" in err
     assert tree(tmp_path / "out") == wanted
     assert {p.name for p in tmp_path.iterdir()} == {"calm", "cache", "out"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_training_saves_the_best_so_far_and_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tmp_path / "plan.toml"
+    recover = "config = {steps = 60, checkpoint_every = 20}"
+    plan.write_text(f'format = 1\n[[step]]\npass = "recover"\n{recover}\n')
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "cache"))
+    done = 0
+
+    def interrupt(event: Event) -> None:
+        nonlocal done
+        done += isinstance(event, Advanced) and event.work == "recover"
+        if done == 45:
+            done += 1
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        edgebudget.compile("digits", out=out, plan=plan, on_event=interrupt)
+    assert left_behind(tmp_path) == {"plan.toml", "out.interrupted"}
+    (sub,) = Manifest.load(tmp_path / "out.interrupted").subnetworks
+    assert sub.quality is None
+    heard: list[Event] = []
+    edgebudget.compile("digits", out=out, plan=plan, on_event=heard.append)
+    trained = [e.steps for e in heard if isinstance(e, Advanced) and e.work == "recover"]
+    assert trained[0] == 40  # from the checkpoint, in one go
+    assert sum(trained) == 60
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "tmp"))
+    edgebudget.compile("digits", out=tmp_path / "calm", plan=plan)
+    assert tree(out) == tree(tmp_path / "calm")
