@@ -60,6 +60,7 @@ class Cache:
         self._emit = emit
         self._lock: int | None = None
         self._work: dict[str, tuple[Path, int]] = {}  # key -> folder, handle that locks it
+        self._scratch: list[tempfile.TemporaryDirectory[str]] = []  # work that cannot be kept
         self._writable = True
 
     def get(self, key: str) -> Path | None:
@@ -123,7 +124,9 @@ class Cache:
                 continue
             self._work[key] = (folder, handle)
             return folder
-        return Path(tempfile.mkdtemp(prefix="edgebudget-work-"))
+        scratch = tempfile.TemporaryDirectory(prefix="edgebudget-work-", ignore_cleanup_errors=True)
+        self._scratch.append(scratch)
+        return Path(scratch.name)
 
     def done(self, key: str) -> None:
         """Forget the checkpoints of a finished step."""
@@ -181,6 +184,9 @@ class Cache:
         for _, handle in self._work.values():
             os.close(handle)
         self._work.clear()
+        for scratch in self._scratch:
+            scratch.cleanup()
+        self._scratch.clear()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -219,8 +220,11 @@ def test_a_cache_that_does_not_work_costs_a_warning(
             file.write_bytes(b"garbage")
         for file in (tmp_path / "cache").rglob("record.json"):
             file.write_bytes(b"{")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     heard: list[Event] = []
     assert tree(build(on_event=heard.append)) == wanted
+    assert not list((tmp_path / "scratch").iterdir())
     assert [e for e in heard if isinstance(e, Said) and e.level == "warning"]
 
 
