@@ -40,7 +40,12 @@ class Bench:
         if key not in self._ranges:
             # Pictures fill their range, and with all of it 8-bit pixels pass without rounding.
             known = value in self.graph.inputs
-            self._ranges[key] = _range(self.stats[value], "minmax" if known else recipe)
+            stats = self.stats[value]
+            pooled = stats.room > 0.0
+            low, high = _range(stats, "minmax" if known or pooled else recipe)
+            room = 0.0 if known else stats.room * (high - low)
+            # What is never negative (after ReLU) stays so.
+            self._ranges[key] = (low - room if low < 0.0 else low, high + room)
         return self._ranges[key]
 
     def plan(self, assignment: Assignment, recipe: Recipe) -> Plan:

@@ -243,9 +243,12 @@ def test_named_layers_stay_float_or_get_16_bits(tmp_path: Path) -> None:
 def test_mixed_precision_reaches_what_plain_int8_misses(target: Any) -> None:
     model = residual()
     plain = quantize(model, target, mixed="off")
-    result = quantize(model, target, max_output_error=0.01)
+    result = quantize(model, target, max_output_error=0.003)
     before, after = (sqnr(model, r.program.body, IMAGE) for r in (plain, result))
-    assert after > before + 8.0
+    # On the NPU weights stay int8, and their rounding is what is left.
+    best = sqnr(model, quantize(model, NPU, bits=16).program.body, IMAGE)
+    assert after > (before + 8.0 if target is CPU else best - 1.0)
+    assert after > before + 3.0
     kind = "float" if target is CPU else "16-bit activations"
     assert any(d.what == kind for d in result.declined)
     assert any(d.where == "precision" for d in result.did)

@@ -293,3 +293,24 @@ def test_regression_learns_from_numbers(tmp_path: Path) -> None:
     ctx = replace(ctx, original=_program(nn.Sequential(_net(0), nn.Linear(4, 1)).eval()))
     result = recover.run(wide, Config(steps=40, batch=16), ctx)
     assert result.did[-1].what.endswith("kept=end")
+
+
+def test_pictures_are_mirrored_only_where_the_original_does_not_mind(tmp_path: Path) -> None:
+    class Side(nn.Module):
+        """Says which half is brighter, or how bright the whole is."""
+
+        def __init__(self, asks_side: bool) -> None:
+            super().__init__()
+            self.asks_side, self.gain = asks_side, nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3))
+            first, second = (left, right) if self.asks_side else (left + right, 0 * left + 0.25)
+            return self.gain * torch.stack([first, second], 1)
+
+    for asks_side, expected in ((True, "augment=none"), (False, "augment=flip")):
+        ctx = _context(tmp_path / expected, Data(train=Bars(64, labelled=False)))
+        body = Side(asks_side).eval()
+        ctx = replace(ctx, original=_program(body))
+        result = recover.run(_program(body), Config(steps=2, batch=8), ctx)
+        assert any(n.what == expected for n in result.did)
