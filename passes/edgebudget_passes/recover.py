@@ -14,7 +14,15 @@ from edgebudget import schedules
 from edgebudget.distill import Distillation, spread
 from edgebudget.events import Said
 from edgebudget.program import Context, Note, Pass, PassResult, Program
-from edgebudget.train import Caller, TensorData, bytes_of_sample, load_tensors, outputs_over
+from edgebudget.train import (
+    Caller,
+    TensorData,
+    Tensors,
+    bytes_of_sample,
+    load_tensors,
+    outputs_over,
+)
+from edgebudget.workload import TaskKind
 from edgebudget_passes._fine_tune import FineTune
 from edgebudget_passes._train_feed import Feed
 from edgebudget_runtime.errors import UsageError
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
 
 _HELD_SAMPLES = 512
 _HELD_BYTES = 4e8
+_MIRROR_BATCH = 64
+_SAME_CLASS = 0.85  # below, mirrored pictures are something else to the original
+_SAME_NUMBERS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,7 @@ class Config:
 
     `lr` 0 takes a rate for the optimizer that grows with the root of the steps: a short run that
     starts near its goal only loses by large ones. `warmup`, `bn_freeze` are shares of the steps.
+    `augment` auto mirrors pictures where the original answers mirrored ones alike.
     `alpha` is the teacher's share of the loss where there are labels.
     """
 
@@ -47,7 +59,7 @@ class Config:
     alpha: float = 0.3
     temperature: float = 2.0
     rank: float = 0.0
-    augment: str = "none"
+    augment: str = "auto"
     bn_freeze: float = 0.1
     checkpoint_every: int = 100
 
@@ -77,6 +89,10 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     truth = held.labels if labels else None
     scale = spread(answers, truth)
     judge = Distillation(ctx.task.kind, config.alpha, config.temperature, scale=scale)
+    augment = config.augment
+    if augment == "auto":
+        augment, why = _mirrors(Caller.of(ctx.original), teacher, held, answers, ctx.task.kind)
+        notes.append(Note("data", f"augment={augment}", why))
     feed = Feed.of(
         dataset,
         forward.inputs,
@@ -84,7 +100,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
         batch=batch,
         steps=steps,
         seed=ctx.seed,
-        augment=config.augment,
+        augment=augment,
         labels=labels,
         emit=ctx.emit,
     )
@@ -121,7 +137,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
 
 def _check(config: Config) -> None:
     schedules.factor(config.schedule, 0, 1)
-    choices = {"optimizer": ("sgd", "adamw"), "augment": ("none", "flip", "flip-crop")}
+    choices = {"optimizer": ("sgd", "adamw"), "augment": ("auto", "none", "flip", "flip-crop")}
     for name, allowed in choices.items():
         if (value := getattr(config, name)) not in allowed:
             raise UsageError(
@@ -160,6 +176,27 @@ def _held_back(program: Program, ctx: Context, train: Dataset) -> tuple[TensorDa
     rest = sorted(set(range(len(train))) - set(rows)) or rows
     names = [s.name for s in program.inputs]
     return load_tensors(train, names, rows, emit=ctx.emit, work="read held-back samples"), rest
+
+
+def _mirrors(
+    forward: Caller, teacher: nn.Module, held: TensorData, answers: Tensors, kind: TaskKind
+) -> tuple[str, str]:
+    """Whether mirrored pictures mean the same: asked of the original, on held-back samples."""
+    if len(held.inputs) != 1 or held.inputs[0].dim() != 4:
+        return "none", "the input is no picture"
+    mirrored = TensorData((held.inputs[0].flip(-1),), None)
+    turned = outputs_over(forward, teacher, mirrored, _MIRROR_BATCH)
+    if kind == "classification":
+        same = float((turned[0].argmax(-1) == answers[0].argmax(-1)).float().mean())
+        why = f"the original gives {same:.3f} of mirrored pictures the same class"
+        return ("flip" if same >= _SAME_CLASS else "none"), why
+    change = max(
+        float((a - b).square().mean() / b.var(correction=0).clamp_min(1e-12))
+        for a, b in zip(turned, answers, strict=True)
+        if a.is_floating_point()
+    )
+    why = f"mirroring changes the original's answers by {change:.3f} of their variance"
+    return ("flip" if change <= _SAME_NUMBERS else "none"), why
 
 
 PASS = Pass(
