@@ -73,7 +73,7 @@ def test_unknown_breaks_and_known_compares(resource: str, value: float) -> None:
 
     budget = Budget(limits=(Limit(resource, 1e6),))  # type: ignore[arg-type]
     assert budget.violations(Cost())[0].actual is None
-    known = Cost(**{resource: Figure(value=value, evidence="measured")})  # type: ignore[arg-type]
+    known = Cost(**{resource: Figure(value=value, evidence="measured")})
     assert bool(budget.violations(known)) == (value > 1e6)
 
 
