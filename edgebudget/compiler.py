@@ -30,6 +30,7 @@ from edgebudget_runtime.budget import Budget, Limit
 from edgebudget_runtime.errors import InfeasibleError, MissedError, TargetError
 
 if TYPE_CHECKING:
+    from edgebudget.program import PassRecord
     from edgebudget.target import Target
     from edgebudget.workload import Workload
     from edgebudget_runtime.manifest import Manifest
@@ -341,12 +342,16 @@ def _try(
     """Build and prove a plan. `tried` gets it once it could be deployed, proven or not."""
     setting, target = job.setting, job.target
     built = run_steps(setting, job.start, plan.steps)
-    built, undone = undo_harm(setting, target, job.start, built, plan.steps)
+    undone: tuple[PassRecord, ...] = ()
+    if proposal is not None:  # a plan that the user wrote is done as written
+        built, undone = undo_harm(setting, target, job.start, built, plan.steps)
     segments = scratch / str(len(tried)) / "segments"
     segments.mkdir(parents=True)
     lowered = target.lower(built.program, segments, "main")
     seen = look(lowered, built.program, target)
-    recipe = planner.with_settings(plan, **job.settings)
+    taken_back = {r.name for r in undone}
+    kept = tuple(s for s in plan.steps if s.name not in taken_back)
+    recipe = planner.with_settings(replace(plan, steps=kept), **job.settings)
     result = Result(recipe, proposal, built, job.graph, lowered, seen, undone)
     tried.append(result)
     if built.interrupted:
