@@ -111,8 +111,10 @@ def _config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").is_file():
         raise UsageError(
             "EB160",
-            f"{folder} holds no config.json, so it is no Hugging Face model",
-            hint="give a folder saved by save_pretrained, or an .onnx, .pt2 or file.py:function",
+            f"{folder} is neither an artifact (no manifest.json) nor a Hugging Face model "
+            "(no config.json)",
+            hint="give an artifact, a folder saved by save_pretrained, an .onnx, .pt2 or "
+            "file.py:function",
         )
     config = _read(folder / "config.json")
     if config.get("auto_map"):
