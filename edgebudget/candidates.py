@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edgebudget.program import Program
 
 _PROBE_MACS = 1e12  # multiply-accumulates spent on looking at one candidate
+_LARGE_MACS = 1e10  # of a model that is dear to look at: its widths are searched with less work
+_SEARCH_MACS = 1.5e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ..
 
     def pruned() -> Step:
         why = f"channel groups shrink until the count is at most {cap:.4g} MACs"
-        return Step(prune.name, prune.config(macs=math.floor(cap)), why)
+        work = {"search_macs": _SEARCH_MACS} if found.macs > _LARGE_MACS else {}
+        return Step(prune.name, prune.config(macs=math.floor(cap), **work), why)
 
     points: list[tuple[str, tuple[Step, ...]]] = []
     fits = sorted((s for s in found.scales if s * s * found.macs <= cap * 1.02), reverse=True)
