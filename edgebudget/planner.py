@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 GOAL_DROP = 0.01  # relative quality loss aimed at when the user states none
 # Multiply-accumulates spent on recovery: fixed, so that plans reproduce. Whole channels lost need
 # more than a changed input size, after which the weights are still the original's.
-_TRAINING_MACS = {"prune_channels": 3e13, "scale_resolution": 5e12}
+_TRAINING_MACS = {"prune_channels": 3e13, "scale_resolution": 3e12}
 _MAX_EPOCHS = 30
 _BATCH = 64
 _LEAST_STEPS = 120
+_NEAR = 0.05  # output error, in variances, that recovery closes; dearer candidates are not built
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,11 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
         names = [s.name for s in steps]
         if any(c.macs <= cap and [s.name for s in c.steps] == names for c in seen):
             continue  # the same passes at a milder setting already fit
+        near = best(seen, cap)
+        if near is not None and near.distance is not None and near.distance <= _NEAR:
+            why = f"not looked at: {near.label} is already near the original"
+            seen.append(Candidate(label, steps, math.nan, math.nan, refused=why))
+            continue
         if setting.late and best(seen, cap) is not None:
             setting.emit(Said("warning", f"the time limit has passed: {label} is not looked at"))
             continue
@@ -243,7 +249,7 @@ def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tupl
     for c in candidates:
         text = f"{c.label}: {c.macs:.4g} MACs"
         if c.refused:
-            text = f"{c.label}: refused, {c.refused}"
+            text = f"{c.label}: {c.refused}"
         elif c.distance is not None:
             text += f", output error {c.distance:.4f} of the original's variance"
         if c.quality is not None:
