@@ -21,7 +21,7 @@ from edgebudget.candidates import (
 )
 from edgebudget.evaluate import Predictions, predict, relative_drop, runner_of
 from edgebudget.events import Said
-from edgebudget.pipeline import Built, Setting
+from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.plan import Plan, Step
 from edgebudget_runtime.cost import Cost, Resource
 from edgebudget_runtime.errors import InfeasibleError, UsageError
@@ -167,7 +167,7 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
     if len(points) == 1 and not points[0][1]:
         macs, params = found.macs, setting.cost(start.program).params.value or 0.0
         return [Candidate(points[0][0], (), macs, params, distance=0.0)]
-    reference = original_answers(setting, start.program, found.macs)
+    reference = original_answers(setting, start, found.macs)
     seen: list[Candidate] = []
     for label, steps in points:
         names = [s.name for s in steps]
@@ -185,12 +185,12 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
     return seen
 
 
-def original_answers(setting: Setting, program: Program, macs: float) -> Predictions:
+def original_answers(setting: Setting, start: Built, macs: float) -> Predictions:
     """The original's answers on the samples that probes look at."""
     dataset = setting.workload.data.calibration
     assert dataset is not None
     indices = probe_indices(dataset, macs * 0.1)
-    run = runner_of(program)
+    run = runner_of(run_steps(setting, start, ()).program)  # exported: faster than the module
     return predict(run, dataset, indices=indices, work="probe the original", emit=setting.emit)
 
 
