@@ -33,7 +33,8 @@ _ROOM_DRAWS = 4.0  # of range, shared by the samples: see `_room`
 class Stats:
     """One activation over the calibration samples: exact extremes and an even subsample.
 
-    `room` is the share of the range to add on either side, for what so few samples cannot show.
+    `low` is 0 after a ReLU, seen or not. `room` is the share of the range to add on either side,
+    for what so few samples cannot show.
     """
 
     low: float
@@ -65,7 +66,8 @@ def collect(
     kept: dict[str, list[Array]] = {t: [] for t in tensors}
     for index, out in run_over(watched, dataset, indices, emit=emit, work="calibrate"):
         for i, name in enumerate(tensors):
-            a, b, values = (out[f"eb.{part}.{i}"] for part in ("min", "max", "some"))
+            a = out.get(f"eb.min.{i}", np.float32(0.0))
+            b, values = (out[f"eb.{part}.{i}"] for part in ("max", "some"))
             if not (np.isfinite(a) and np.isfinite(b) and np.isfinite(values).all()):
                 raise ArtifactError(
                     "EB520",
@@ -211,23 +213,23 @@ def _with_reductions(
 
     flat, begin, end = constant("eb.flat", -1), constant("eb.begin", 0), constant("eb.end", 2**62)
     axis = constant("eb.axis", 0)
+    clipped = {o for n in graph.node if n.op_type == "Relu" for o in n.output}
+
+    def watch(part: str, i: int, op: str, inputs: list[str], **attributes: int) -> None:
+        name = f"eb.{part}.{i}"
+        node = helper.make_node(op, inputs, [name])
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        graph.node.append(node)
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+
     for i, name in enumerate(tensors):
         size = int(np.prod(shapes[name])) if name in shapes else points
         stride = constant(f"eb.stride.{i}", _coprime(-(-size // points), shapes.get(name, ())))
-        graph.node.extend(
-            [
-                helper.make_node("ReduceMin", [name], [f"eb.min.{i}"], keepdims=0),
-                helper.make_node("ReduceMax", [name], [f"eb.max.{i}"], keepdims=0),
-                helper.make_node("Reshape", [name, flat], [f"eb.line.{i}"]),
-                helper.make_node(
-                    "Slice", [f"eb.line.{i}", begin, end, axis, stride], [f"eb.some.{i}"]
-                ),
-            ]
-        )
-        for part in ("min", "max", "some"):
-            graph.output.append(
-                helper.make_tensor_value_info(f"eb.{part}.{i}", TensorProto.FLOAT, None)
-            )
+        if name not in clipped:  # else a pass over the whole value is saved
+            watch("min", i, "ReduceMin", [name], keepdims=0)
+        watch("max", i, "ReduceMax", [name], keepdims=0)
+        graph.node.append(helper.make_node("Reshape", [name, flat], [f"eb.line.{i}"]))
+        watch("some", i, "Slice", [f"eb.line.{i}", begin, end, axis, stride])
     return watched
 
 

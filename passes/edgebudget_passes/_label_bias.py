@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgebudget import graph as graphs
 from edgebudget.program import Note
 from edgebudget.ranges import run_over
 
@@ -37,7 +38,8 @@ def last_layer(graph: Graph, assignment: Assignment) -> onnx.NodeProto | None:
     node = graph.producer.get(next(iter(graph.outputs)))
     if node is None or node.op_type != "Gemm" or node.name not in assignment.dtypes:
         return None
-    return node if graph.has_weight(node) else None
+    plain = graphs.attributes(node).get("beta", 1.0) == 1.0  # else a shift would be scaled
+    return node if plain and graph.has_weight(node) else None
 
 
 def labels(dataset: Dataset, indices: Sequence[int], classes: int) -> Array | None:
