@@ -131,6 +131,13 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
         raise _infeasible("parameters", bound, floor, found)
     if (bound := budget.limit("size_bytes")) is not None and bound < floor * 0.5:
         raise _infeasible("bytes (one per parameter)", bound, floor, found)
+    for x in budget.limits:
+        if x.resource == "latency_ms" and x.statistic != "p50":
+            raise InfeasibleError(
+                "EB403",
+                f"latency at {x.statistic} cannot be proven yet: the median is what is measured",
+                hint="limit the median: --latency without @",
+            )
     unknown: tuple[Resource, ...] = ("energy_mj", "latency_ms")
     for resource in unknown:
         if budget.limit(resource) is not None and setting.target.family != "cpu":

@@ -131,6 +131,8 @@ def file_cost(lowered: Lowered, program: Program) -> Cost:
 
 
 def _latency(target: Target, file: Path, workload: Workload, budget: Budget) -> Figure:
+    if any(x.resource == "latency_ms" and x.statistic != "p50" for x in budget.limits):
+        return UNKNOWN  # the median that targets measure proves no other statistic
     source = workload.data.evaluation or workload.data.calibration
     if source is None:
         return UNKNOWN
