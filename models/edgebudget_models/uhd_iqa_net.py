@@ -1,11 +1,14 @@
 """The network of `uhd-iqa`: a residual network over a whole 3840x2160 picture.
 
 Only what an integer NPU does well: convolutions with channels in multiples of 32, batch
-normalisation, ReLU, additions, one global average and one linear layer. The shrinking of the
+normalisation, ReLU6, additions, one global average and one linear layer. ReLU6 rather than ReLU:
+strong noise drives unbounded activations fifty standard deviations high, which eight bits cannot
+hold together with what the score of a good picture hangs on. The shrinking of the
 picture is a convolution of the network (4x4 patches), so its cost is counted like any other.
 
 Source: residual blocks from "Deep Residual Learning for Image Recognition", He et al., 2015;
-patch stem from "An Image is Worth 16x16 Words", Dosovitskiy et al., 2020.
+patch stem from "An Image is Worth 16x16 Words", Dosovitskiy et al., 2020; ReLU6 from
+"MobileNetV2", Sandler et al., 2018.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
+        self.relu1 = nn.ReLU6()
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
@@ -35,7 +38,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
-        self.relu2 = nn.ReLU()
+        self.relu2 = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, channels, ceil(H / stride), ceil(W / stride)]."""
@@ -66,7 +69,7 @@ class UhdIqa(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         patches = nn.Conv2d(3, WIDTHS[0], 4, 4, bias=False)
-        self.stem = nn.Sequential(patches, nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        self.stem = nn.Sequential(patches, nn.BatchNorm2d(WIDTHS[0]), nn.ReLU6())
         blocks: list[nn.Module] = []
         channels_in = WIDTHS[0]
         for stage, (channels, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 RANGES = ("minmax", "99.999", "99.99", "99.9", "mse")
 _LEAST_RANGE = 1e-4  # QNN wants no smaller range (ONNX Runtime's recipe has the same floor)
+# What an operator can give at most: no room is needed beyond.
+_BOUNDS = {
+    "Sigmoid": (0.0, 1.0),
+    "HardSigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+}
 _MARGIN = 1.25  # of "wide": room for what calibration samples did not show
 
 
@@ -44,8 +52,11 @@ class Bench:
             pooled = stats.room > 0.0
             low, high = _range(stats, "minmax" if known or pooled else recipe)
             room = 0.0 if known else stats.room * (high - low)
+            maker = self.graph.producer.get(value)
+            least, most = _BOUNDS.get(maker.op_type if maker else "", (-math.inf, math.inf))
             # What is never negative (after ReLU) stays so.
-            self._ranges[key] = (low - room if low < 0.0 else low, high + room)
+            low = max(low - room, least) if low < 0.0 else low
+            self._ranges[key] = (low, min(high + room, most))
         return self._ranges[key]
 
     def plan(self, assignment: Assignment, recipe: Recipe) -> Plan:

@@ -39,10 +39,11 @@ SETTLED_CYCLE = (WHOLE, QUARTERS, CROPS, WHOLE)
 RATE, DECAY = 1e-3, 0.05
 WINDOWS = 6  # of each photograph, drawn once
 SETTLED = 0.4  # share of the steps, at the end, with fixed statistics of normalisation
-RESCALED = 0.25  # share of the batches shrunk to 0.65 to 1 times their size
+RESCALED = 0.6  # share of the batches shrunk to LOW_SCALE to 1 times their size
+LOW_SCALE = 0.55
 SETTLE_BATCHES = 20
 REPORT_EVERY, PROBE_STEPS = 60, 40
-SCALES = (1.0, 0.75, 0.6)
+SCALES = (1.0, 0.77, 0.65)
 
 
 def grids(data: IqaData, rng: np.random.Generator) -> Tensor:
@@ -100,7 +101,7 @@ def batches(
         cycle = SETTLED_CYCLE if step >= settled_from else CYCLE
         picture, quality = make_batch(cells, cycle[step % len(cycle)], rng)
         if rng.random() < RESCALED:
-            picture = rescale(picture, float(rng.uniform(0.65, 1.0)))
+            picture = rescale(picture, float(rng.uniform(LOW_SCALE, 1.0)))
         yield picture.contiguous(memory_format=torch.channels_last), quality
 
 
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="evaluate, and write a JSON file")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=5059)
+    parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--rate", type=float, default=RATE)
     parser.add_argument("--seconds", type=float, help="choose the steps to take about so long")
     arguments = parser.parse_args()
