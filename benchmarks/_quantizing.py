@@ -11,40 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from edgebudget import target_registry
 from edgebudget.events import ignore
 from edgebudget.program import Context
-from edgebudget.target import TargetSpec
 from edgebudget.tasks import Classification
 from edgebudget.workload import Data
 from edgebudget_runtime.budget import Budget
 
 if TYPE_CHECKING:
+    from edgebudget.target import TargetSpec
     from edgebudget.workload import Dataset, Task
 
 _WARMUP = 5
 
-CPU = TargetSpec(
-    name="cpu",
-    family="cpu",
-    engine="onnxruntime-cpu",
-    device="",
-    channel_multiple=8,
-    activation_dtypes=("uint8",),
-    weight_dtypes=("int8",),
-    float_fallback=True,
-    max_fallback=None,
-)
-NPU = TargetSpec(
-    name="npu",
-    family="npu",
-    engine="onnxruntime-qnn",
-    device="",
-    channel_multiple=32,
-    activation_dtypes=("uint8", "uint16"),
-    weight_dtypes=("int8",),
-    float_fallback=False,
-    max_fallback=0,
-)
+CPU = target_registry.get("cpu").spec
+NPU = target_registry.get("npu").spec
 
 
 def context(data: Dataset, target: TargetSpec, task: Task | None = None) -> Context:

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks._quantizing import CPU
 from benchmarks.harness import RESULTS, data_folder, machine
 from edgebudget.batchnorm import refresh
 from edgebudget.counter import count
 from edgebudget.events import Event, Said
 from edgebudget.program import Context, PassResult, Program, TensorSpec
-from edgebudget.target import TargetSpec
 from edgebudget.tasks import Classification
 from edgebudget.train import Caller, load_tensors, outputs_over
 from edgebudget.workload import Data, Sample
-from edgebudget_models import cifar10_resnet56
 from edgebudget_models.checkpoint import load_into
+from edgebudget_models.cifar10_resnet56 import ENTRY
 from edgebudget_passes import prune_channels, recover
 from edgebudget_runtime.budget import Budget, parse_count
 
@@ -67,16 +67,16 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     bound = int(parse_count(options.macs))
-    body = cifar10_resnet56.load()
+    body = ENTRY.load(None)
     if options.weights:
-        body = load_into(cifar10_resnet56.build(), options.weights)
+        body = load_into(ENTRY.build(), options.weights)
     program = Program("module", body.eval(), (TensorSpec("image", (1, 3, 32, 32)),), ("scores",))
     root = data_folder() / "cifar10"
     data = Data(
-        Pictures(cifar10_resnet56.data("calibration", root)),
-        Pictures(cifar10_resnet56.data("train", root), options.train_limit),
+        Pictures(ENTRY.data("calibration", root)),
+        Pictures(ENTRY.data("train", root), options.train_limit),
     )
-    test = Pictures(cifar10_resnet56.data("evaluation", root), options.test_limit)
+    test = Pictures(ENTRY.data("evaluation", root), options.test_limit)
     judge = Judge(test)
     result: dict[str, Any] = {
         "machine": machine(),
@@ -206,19 +206,8 @@ def _torch_pruning(body: nn.Module, ratio: float) -> nn.Module:
 
 
 def _context(program: Program, data: Data, seed: int, folder: Path) -> Context:
-    target = TargetSpec(
-        name="cpu",
-        family="cpu",
-        engine="onnxruntime-cpu",
-        device="",
-        channel_multiple=8,
-        activation_dtypes=("uint8",),
-        weight_dtypes=("int8",),
-        float_fallback=True,
-        max_fallback=None,
-    )
     rng = np.random.default_rng(seed)
-    return Context(Budget(), target, Classification(), data, program, seed, rng, folder, _listen)
+    return Context(Budget(), CPU, Classification(), data, program, seed, rng, folder, _listen)
 
 
 def _listen(event: Event) -> None:

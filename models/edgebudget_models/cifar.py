@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebudget_models.entry import Split, ZooData
+from edgebudget_models.entry import PACKAGE, Split, ZooData, ZooEntry
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from edgebudget_models.image_folder import PictureRecipe
 
 # In alphabetical order: labels 0..9.
@@ -53,3 +56,33 @@ def folder_data(split: Split, root: Path | None, size: int, name: str) -> ZooDat
     if root is None:
         raise ValueError(f"{name} needs a folder of pictures: root/{{train,test}}/<class>/*.jpg")
     return FolderData(root, split, CLASSES, recipe(size))
+
+
+def entry(name: str, summary: str, build: Callable[[], nn.Module], size: int) -> ZooEntry:
+    """A classifier of CIFAR-10 pictures brought to `size` x `size`."""
+    packaged = f"{name}.safetensors"
+
+    def load(weights: Path | None = None) -> nn.Module:
+        from edgebudget_models.checkpoint import load_into
+
+        return load_into(build(), weights or PACKAGE / "weights" / packaged)
+
+    def data(split: Split, root: Path | None = None) -> ZooData:
+        return folder_data(split, root, size, name)
+
+    return ZooEntry(
+        name=name,
+        summary=summary,
+        task="classification",
+        metric="top1",
+        classes=CLASSES,
+        input_name="image",
+        input_shape=(1, 3, size, size),
+        preprocessing=describe(size),
+        weights=packaged,
+        card=f"{name}.md",
+        needs_data=True,
+        build=build,
+        load=load,
+        data=data,
+    )

@@ -113,6 +113,7 @@ def setting(tmp_path: Path, target: str = "cpu", emit: Any = lambda _: None, **l
         ("cpu", {"energy": "1mJ"}, "EB403", "cannot be measured"),
         ("npu", {"latency": "1ms"}, "EB403", "never satisfies a limit"),
         ("npu", {"energy": "1mJ"}, "EB403", "never satisfies a limit"),
+        ("cpu", {"latency": "1ms@p99"}, "EB403", "latency at p99 cannot be proven"),
     ],
 )
 def test_impossible_budgets_say_what_is_possible(

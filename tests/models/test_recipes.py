@@ -46,7 +46,7 @@ def test_classifier_recipe_writes_weights_that_load(
         cifar10_resnet20.ENTRY, replace(resnet_recipe.SETTINGS, epochs=1, batch=20), None
     )
     assert json.loads(report.read_text())["pictures"] == 80
-    cifar10_resnet20.load(out)
+    cifar10_resnet20.ENTRY.load(out)
 
 
 def test_quality_recipe_learns_with_fixed_statistics_at_the_end(

@@ -13,34 +13,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph as graphs
+from edgebudget import target_registry
 from edgebudget.events import ignore
 from edgebudget.program import Context, Program
 from edgebudget.target import TargetSpec
 from edgebudget.workload import Array, Data, Sample
 from edgebudget_runtime.budget import Budget
 
-CPU = TargetSpec(
-    name="cpu",
-    family="cpu",
-    engine="onnxruntime-cpu",
-    device="",
-    channel_multiple=1,
-    activation_dtypes=("uint8",),
-    weight_dtypes=("int8",),
-    float_fallback=True,
-    max_fallback=None,
-)
-NPU = TargetSpec(
-    name="npu",
-    family="npu",
-    engine="onnxruntime-qnn",
-    device="",
-    channel_multiple=32,
-    activation_dtypes=("uint8", "uint16"),
-    weight_dtypes=("int8",),
-    float_fallback=False,
-    max_fallback=0,
-)
+CPU = target_registry.get("cpu").spec
+NPU = target_registry.get("npu").spec
 
 
 @dataclass

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgebudget import target_registry
 from edgebudget.counter import count
 from edgebudget.events import ignore
 from edgebudget.program import Context, Program, TensorSpec
-from edgebudget.target import TargetSpec
 from edgebudget.tasks import Classification
 from edgebudget.train import Caller
 from edgebudget.workload import Data, Sample
@@ -23,17 +23,7 @@ from edgebudget_passes.prune_channels import Config
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import InfeasibleError, UsageError
 
-TARGET = TargetSpec(
-    name="cpu",
-    family="cpu",
-    engine="onnxruntime-cpu",
-    device="",
-    channel_multiple=8,
-    activation_dtypes=("uint8",),
-    weight_dtypes=("int8",),
-    float_fallback=True,
-    max_fallback=None,
-)
+TARGET = target_registry.get("cpu").spec
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgebudget import checkpoints
+from edgebudget import checkpoints, target_registry
 from edgebudget.distill import Distillation
 from edgebudget.events import Advanced, Event, Said, ignore
 from edgebudget.program import Context, Program, TensorSpec
-from edgebudget.target import TargetSpec
 from edgebudget.tasks import Classification, Regression
 from edgebudget.workload import Data, Sample, Task
 from edgebudget_passes import recover
@@ -26,17 +25,7 @@ from edgebudget_passes.recover import Config
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import ArtifactError, PassError, UsageError
 
-TARGET = TargetSpec(
-    name="cpu",
-    family="cpu",
-    engine="onnxruntime-cpu",
-    device="",
-    channel_multiple=8,
-    activation_dtypes=("uint8",),
-    weight_dtypes=("int8",),
-    float_fallback=True,
-    max_fallback=None,
-)
+TARGET = target_registry.get("cpu").spec
 
 
 @dataclass(frozen=True)
