@@ -13,8 +13,35 @@ from typing import Any, Literal
 from edgebudget_runtime import codec
 from edgebudget_runtime.budget import Statistic
 from edgebudget_runtime.cost import Cost, Figure, Resource
+from edgebudget_runtime.elastic import Certificate, Exit, OperatingPoint, Sharing
 from edgebudget_runtime.errors import ArtifactError
+from edgebudget_runtime.quality import Quality
 
+# One import for whoever reads or writes manifests.
+__all__ = [
+    "Baseline",
+    "Candidate",
+    "Certificate",
+    "Exit",
+    "FallbackNode",
+    "File",
+    "Layer",
+    "Manifest",
+    "Note",
+    "OperatingPoint",
+    "PassEntry",
+    "Placement",
+    "ProvenLimit",
+    "ProvenQuality",
+    "Provenance",
+    "Quality",
+    "Segment",
+    "Sharing",
+    "SubNetwork",
+    "TargetInfo",
+    "Tensor",
+    "WorkloadInfo",
+]
 SCHEMA = 1
 FILE = "manifest.json"
 MAX_BYTES = 16_000_000
@@ -59,6 +86,7 @@ class Segment:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     extra: tuple[File, ...] = ()
+    macs: float = 0.0  # multiply-accumulates of one run, counted on the file
 
     def __post_init__(self) -> None:
         _check_file(self.file, self.sha256, self.bytes)
@@ -69,27 +97,18 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Quality:
-    """The task's metric on the evaluation data, with a 95 % interval; higher is better."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    count: int
-    others: Mapping[str, float] = field(default_factory=dict)
-    how: str = ""  # "evaluated on segments/main.onnx, onnxruntime-cpu"
-
-
-@dataclass(frozen=True, slots=True)
 class SubNetwork:
-    """A path through segments, with what it costs and how good it is."""
+    """A path through segments, with what it costs and how good it is.
+
+    `choices` says what sets it apart: {"exit": "2 of 5", "width": "0.75", "resolution": "0.8"}.
+    """
 
     id: str
     path: tuple[str, ...]
     cost: Cost
     quality: Quality | None  # None: no labelled evaluation data
     original_quality: Quality | None  # the untouched model on the same data
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +260,9 @@ class Manifest:
     layers_after: tuple[Layer, ...]
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    exits: tuple[Exit, ...] = ()
+    operating_points: tuple[OperatingPoint, ...] = ()
+    sharing: Sharing | None = None  # None: a single sub-network
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -253,6 +275,15 @@ class Manifest:
         for sub in self.subnetworks:
             if not sub.path or not set(sub.path) <= set(ids):
                 raise ValueError(f"sub-network {sub.id!r} to be a path of known segments")
+        for exit in self.exits:
+            if exit.segment not in ids:
+                raise ValueError(f"the exit {exit.segment!r} to be a known segment")
+        signals = {e.segment for e in self.exits}
+        for point in self.operating_points:
+            if not point.path or not set(point.path) <= set(ids):
+                raise ValueError(f"operating point {point.id!r} to have a path of known segments")
+            if not set(point.thresholds) <= signals & set(point.path):
+                raise ValueError(f"operating point {point.id!r} to leave at exits of its path")
 
     @property
     def holds(self) -> bool:
