@@ -26,10 +26,15 @@ def open_session(
     providers: Sequence[str] = (CPU,),
     options: Mapping[str, str] | None = None,
     threads: int | None = None,
+    model: bytes | None = None,
+    weights: Mapping[str, bytes] | None = None,
 ) -> ort.InferenceSession:
     """Load a model on the first provider; nodes may only go to the providers that are listed.
 
-    `options` are the first provider's own.
+    `options` are the first provider's own. `model` is what `file` holds, where the caller has
+    read it, and `weights` the bytes of the files that it refers to, by the names it uses: the
+    engine copies what it needs, while files that it opens itself stay mapped, and the process
+    dies when one is cut short.
 
     Raises:
         UsageError: EB175 a provider is not here.
@@ -53,9 +58,15 @@ def open_session(
             "providers": list(providers),
             "provider_options": [dict(options or {}), *({} for _ in providers[1:])],
         }
+    if weights:
+        names, contents = list(weights), list(weights.values())
+        settings.add_external_initializers_from_files_in_memory(
+            names, contents, [len(c) for c in contents]
+        )
     try:
         # enable_fallback=0: by default a provider that fails is replaced by the CPU, silently.
-        session = ort.InferenceSession(str(file), settings, enable_fallback=0, **given)
+        source = str(file) if model is None else model
+        session = ort.InferenceSession(source, settings, enable_fallback=0, **given)
     except Exception as e:  # the engine raises a dozen unrelated types here
         raise ArtifactError(
             "EB509",

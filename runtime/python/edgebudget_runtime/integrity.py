@@ -60,13 +60,44 @@ def verify(folder: Path, manifest: Manifest) -> None:
             EB504 a file is missing.
     """
     for expected in _files(manifest):
-        path = locate(folder, expected.file)
-        size = path.stat().st_size
-        if size != expected.bytes:
-            raise _differs(expected.file, f"{size} bytes, not {expected.bytes}")
-        found = sha256(path)
-        if found != expected.sha256:
-            raise _differs(expected.file, f"SHA-256 {found[:12]}…, not {expected.sha256[:12]}…")
+        check(folder, expected)
+
+
+def check(folder: Path, expected: File) -> None:
+    """Check that one file is there, inside the folder, with its hash.
+
+    Raises:
+        ArtifactError: as `verify`.
+    """
+    path = locate(folder, expected.file)
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise _differs(expected.file, f"{size} bytes, not {expected.bytes}")
+    _compare(expected, sha256(path))
+
+
+def read(folder: Path, expected: File, *, verify: bool = True) -> bytes:
+    """The bytes of one file, which are the ones that were checked.
+
+    Raises:
+        ArtifactError: as `verify`.
+    """
+    try:
+        data = locate(folder, expected.file).read_bytes()
+    except OSError as e:
+        raise ArtifactError(
+            "EB504",
+            f"{expected.file} cannot be read: {e.strerror or e}",
+            hint="copy the whole folder again",
+        ) from e
+    if verify:
+        _compare(expected, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _compare(expected: File, found: str) -> None:
+    if found != expected.sha256:
+        raise _differs(expected.file, f"SHA-256 {found[:12]}…, not {expected.sha256[:12]}…")
 
 
 def _files(manifest: Manifest) -> Iterator[File]:
