@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from edgebudget.workload import TaskKind
+
+
+class Loss(Protocol):
+    """What a training loop makes smaller."""
+
+    def loss(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor:
+        """Mean loss of a batch; outputs are [N, ...] each, labels [N, ...] or None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,29 @@ class Distillation:
         if self.rank > 0:
             loss = loss + self.rank * _disorder(s, y)
         return loss
+
+
+@dataclass(frozen=True, slots=True)
+class EveryExit:
+    """The weighted mean of one loss over all exits, each taught by the teacher's last output.
+
+    `weights` has one number for each of the student's outputs, early exits first.
+    Source: "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks", 2016.
+    """
+
+    one: Distillation
+    weights: tuple[float, ...]
+
+    def loss(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor:
+        """Mean loss of a batch, as of a single answer."""
+        parts = [
+            weight * self.one.loss((answer,), teacher[-1:], labels)
+            for weight, answer in zip(self.weights, student, strict=True)
+            if weight > 0
+        ]
+        return torch.stack(parts).sum() / sum(self.weights)
 
 
 def spread(answers: Sequence[Tensor], labels: Tensor | None) -> float:

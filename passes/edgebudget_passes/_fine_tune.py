@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from edgebudget import checkpoints, schedules
 from edgebudget.checkpoints import Checkpoint
-from edgebudget.distill import Distillation
+from edgebudget.distill import Loss
 from edgebudget.events import Advanced, Emit, Finished, Said, Started
 from edgebudget.program import Note
 from edgebudget.train import Caller
 from edgebudget_passes._train_feed import Feed
 from edgebudget_runtime.errors import PassError
 
-_WORK = "recover"
 _RATES = {"sgd": 0.003, "adamw": 3e-4}  # for 100 steps
 _RATE_GROWTH = (0.5, 1.5)  # three times the rate undid what a pruned ResNet-56 had kept
 _BACK_OFF = 0.2
@@ -32,18 +31,25 @@ _TIMED_STEPS = 20  # before the deadline is compared with the pace
 
 @dataclass(slots=True)
 class FineTune:
-    """`run` trains `student` in place; dropout stays off, so that a seed decides everything."""
+    """`run` trains `student` in place; dropout stays off, so that a seed decides everything.
+
+    `rates` gives each parameter the multiple of the rate of the first prefix that its name has;
+    parameters and normalisation statistics without one are not touched. Without a `teacher` the
+    student's last output teaches, which is only of use where that one stands still.
+    """
 
     student: nn.Module
-    teacher: nn.Module
+    teacher: nn.Module | None
     forward: Caller
     feed: Feed
-    loss: Distillation
+    loss: Loss
     settings: Mapping[str, Any]
     steps: int
     folder: Path
     deadline: float | None
     emit: Emit
+    work: str = "recover"  # what events, notes and the checkpoint file are called
+    rates: tuple[tuple[str, float], ...] = (("", 1.0),)
     notes: list[Note] = field(default_factory=list)
     optimizer: torch.optim.Optimizer = field(init=False)
     _good: Checkpoint = field(init=False)
@@ -60,15 +66,15 @@ class FineTune:
             PassError: EB341, the loss is not finite even at a lower rate.
         """
         wanted = [p.requires_grad for p in self.student.parameters()]
-        for p in self.student.parameters():
-            p.requires_grad_(p.is_floating_point())
+        for name, p in self.student.named_parameters():
+            p.requires_grad_(p.is_floating_point() and self._rate(name) > 0)
         self._to(torch.channels_last)
         self.optimizer = self._new_optimizer()
         identity = self._identity()
         self._resume(identity)
-        self.emit(Started(_WORK, self.steps))
+        self.emit(Started(self.work, self.steps))
         if self.step:
-            self.emit(Advanced(_WORK, self.step, "resumed"))
+            self.emit(Advanced(self.work, self.step, "resumed"))
         self._good = self._state(identity)
         try:
             self._loop(identity)
@@ -77,7 +83,7 @@ class FineTune:
             if self.step == 0:
                 raise
             self.ended_early = "interrupt"
-        self.emit(Finished(_WORK))
+        self.emit(Finished(self.work))
         self.optimizer.zero_grad(set_to_none=True)
         self._to(torch.contiguous_format)
         for p, flag in zip(self.student.parameters(), wanted, strict=True):
@@ -93,7 +99,7 @@ class FineTune:
                 self._back_off(self._good, value)
                 continue
             self.step += 1
-            self.emit(Advanced(_WORK, 1, f"loss {value:.4f}"))
+            self.emit(Advanced(self.work, 1, f"loss {value:.4f}"))
             if self.step - first == _TIMED_STEPS:
                 self._fit_deadline((time.monotonic() - started) / _TIMED_STEPS)
             if self.step % int(self.settings["checkpoint_every"]) == 0:
@@ -102,28 +108,34 @@ class FineTune:
                     checkpoints.write(self._path, self._good)
             if self.deadline is not None and time.monotonic() > self.deadline:
                 why = f"the time limit was reached at step {self.step} of {self.steps}"
-                self.notes.append(Note(_WORK, "stopped early", why))
+                self.notes.append(Note(self.work, "stopped early", why))
                 self.ended_early = "deadline"
                 break
 
     @property
     def _path(self) -> Path:
-        return self.folder / "recover.safetensors"
+        return self.folder / f"{self.work}.safetensors"
 
     def _to(self, layout: torch.memory_format) -> None:
         # A quarter faster on CPUs for convolutions, the same for everything else.
         for body in (self.student, self.teacher):
-            for p in body.parameters():
+            for p in body.parameters() if body is not None else ():
                 if p.dim() == 4:
                     p.data = p.data.contiguous(memory_format=layout)
 
+    def _rate(self, name: str) -> float:
+        return next((rate for prefix, rate in self.rates if name.startswith(prefix)), 0.0)
+
     def _new_optimizer(self) -> torch.optim.Optimizer:
         """Biases and normalisation are not decayed."""
-        decayed = [p for p in self.student.parameters() if p.requires_grad and p.dim() > 1]
-        others = [p for p in self.student.parameters() if p.requires_grad and p.dim() <= 1]
+        grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in self.student.named_parameters():
+            if p.requires_grad:
+                decay = float(self.settings["weight_decay"]) if p.dim() > 1 else 0.0
+                grouped.setdefault((self._rate(name), -decay), []).append(p)
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": float(self.settings["weight_decay"])},
-            {"params": others, "weight_decay": 0.0},
+            {"params": grouped[key], "weight_decay": -key[1], "multiple": key[0]}
+            for key in sorted(grouped)
         ]
         if self.settings["optimizer"] == "adamw":
             return torch.optim.AdamW(groups, lr=1.0)
@@ -135,17 +147,22 @@ class FineTune:
         warmup = round(float(settings["warmup"]) * self.steps)
         share = schedules.factor(str(settings["schedule"]), self.step, self.steps, warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = peak * self.rate_scale * share
+            group["lr"] = peak * self.rate_scale * share * group["multiple"]
         frozen = self.step >= self.steps * (1.0 - float(settings["bn_freeze"]))
         self.student.eval()
-        for m in self.student.modules():
-            if isinstance(m, nn.modules.batchnorm._BatchNorm):
+        for name, m in self.student.named_modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and self._rate(name) > 0:
                 m.training = not frozen
         data = self.feed.batch(self.step)
-        with torch.no_grad():
-            teacher = self.forward(self.teacher, data.inputs)
+        taught = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.forward(self.teacher, data.inputs)
         with torch.enable_grad():
-            loss = self.loss.loss(self.forward(self.student, data.inputs), teacher, data.labels)
+            answers = self.forward(self.student, data.inputs)
+            if taught is None:
+                taught = (answers[-1].detach(),)
+            loss = self.loss.loss(answers, taught, data.labels)
             value = float(loss.detach())
             if not math.isfinite(value):
                 return value
@@ -167,15 +184,15 @@ class FineTune:
         if self.rate_scale < 1.0:
             raise PassError(
                 "EB341",
-                f"recover: the loss is {value} at step {self.step}, also at a lower rate",
+                f"{self.work}: the loss is {value} at step {self.step}, also at a lower rate",
                 hint="set a smaller `lr`, or check the training samples",
             )
         failed = self.step
         self._load(good)
         self.rate_scale = _BACK_OFF
         why = f"the loss was {value} at step {failed}; restarted from step {self.step}"
-        self.notes.append(Note(_WORK, f"lr x {_BACK_OFF}", why))
-        self.emit(Said("warning", f"recover: lower learning rate: {why}"))
+        self.notes.append(Note(self.work, f"lr x {_BACK_OFF}", why))
+        self.emit(Said("warning", f"{self.work}: lower learning rate: {why}"))
 
     def _fit_deadline(self, pace_s: float) -> None:
         """Shorten the schedule to what the time allows: a decayed end beats a cut-off one."""
@@ -184,8 +201,8 @@ class FineTune:
         left = int((self.deadline - time.monotonic()) / pace_s)
         if self.step + left < self.steps:
             why = f"{pace_s:.3f} s a step, time for {left} more"
-            self.notes.append(Note(_WORK, f"steps {self.steps} -> {self.step + left}", why))
-            self.emit(Said("warning", f"recover: fewer steps for the time limit: {why}"))
+            self.notes.append(Note(self.work, f"steps {self.steps} -> {self.step + left}", why))
+            self.emit(Said("warning", f"{self.work}: fewer steps for the time limit: {why}"))
             self.steps = max(self.step + 1, self.step + left)
             self.ended_early = "deadline"
 
@@ -196,7 +213,9 @@ class FineTune:
             total.update(name.encode())
             total.update(value.detach().contiguous().numpy().tobytes())
         facts = {k: v for k, v in self.settings.items() if k != "checkpoint_every"}
-        total.update(json.dumps([facts, self.steps, self.feed.seed], sort_keys=True).encode())
+        total.update(
+            json.dumps([facts, self.rates, self.steps, self.feed.seed], sort_keys=True).encode()
+        )
         total.update(self.feed.order.numpy().tobytes())
         total.update(self.feed.dataset.digest().encode())
         return total.hexdigest()
@@ -219,10 +238,12 @@ class FineTune:
         found = checkpoints.read(self._path)
         if found is None:
             if self._path.exists():
-                self.emit(Said("warning", "recover: unreadable checkpoint; starting anew"))
+                said = f"{self.work}: unreadable checkpoint; starting anew"
+                self.emit(Said("warning", said))
             return
         if found.facts.get("identity") != identity:
-            self.emit(Said("info", "recover: the checkpoint is of another run; starting anew"))
+            said = f"{self.work}: the checkpoint is of another run; starting anew"
+            self.emit(Said("info", said))
             return
         self._load(found)
         self.notes[:] = [Note(*n) for n in found.facts["notes"]]

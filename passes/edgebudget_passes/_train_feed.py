@@ -1,4 +1,4 @@
-"""The batches of a training run: which samples, in which order, turned how; all from the seed."""
+"""The samples of a training run: which, in which order, turned how; all from the seed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgebudget.events import Emit
-from edgebudget.train import TensorData, bytes_of_sample, load_tensors
-from edgebudget.workload import Dataset
+from edgebudget.program import Context, Note, Program
+from edgebudget.train import (
+    Caller,
+    TensorData,
+    Tensors,
+    bytes_of_sample,
+    load_tensors,
+    outputs_over,
+)
+from edgebudget.workload import Dataset, TaskKind
 
 _MEMORY_BYTES = 1e9
+_HELD_SAMPLES = 512
+_HELD_BYTES = 4e8
+_MIRROR_BATCH = 64
+_SAME_CLASS = 0.85  # below, mirrored pictures are something else to the original
+_SAME_NUMBERS = 0.05
 _CROP_PAD = 4  # pixels at most, for pictures of 32 and more
 
 
@@ -93,3 +106,51 @@ def _moved(x: Tensor, draw: np.random.Generator, crops: bool) -> Tensor:
     samples = torch.arange(len(x))[:, None, None, None]
     channels = torch.arange(x.shape[1])[None, :, None, None]
     return padded[samples, channels, rows, columns]
+
+
+def training_data(ctx: Context) -> tuple[Dataset | None, list[Note]]:
+    """What there is to learn from: training data, else calibration data, said in a note."""
+    if ctx.data.train is not None and len(ctx.data.train):
+        return ctx.data.train, []
+    if ctx.data.calibration is not None and len(ctx.data.calibration):
+        why = "no training data: expect less recovery than from a larger set"
+        return ctx.data.calibration, [Note("data", "trained on calibration samples", why)]
+    return None, []
+
+
+def held_back(
+    program: Program, ctx: Context, train: Dataset, most: int = _HELD_SAMPLES
+) -> tuple[TensorData, list[int]]:
+    """Samples to judge on, and the indices to learn from; both out of the training data.
+
+    Calibration samples would flatter the start: earlier passes were fitted to them.
+    """
+    room = max(1, int(_HELD_BYTES // max(1, bytes_of_sample(train))))
+    count = min(most, room, max(1, len(train) // 8))
+    # Drawn, not evenly spaced: a data set may repeat its classes at any even spacing.
+    drawn = np.random.default_rng([ctx.seed, 2]).permutation(len(train))
+    rows = sorted(int(i) for i in drawn[:count])
+    rest = sorted(set(range(len(train))) - set(rows)) or rows
+    names = [s.name for s in program.inputs]
+    return load_tensors(train, names, rows, emit=ctx.emit, work="read held-back samples"), rest
+
+
+def mirrors(
+    forward: Caller, teacher: nn.Module, held: TensorData, answers: Tensors, kind: TaskKind
+) -> tuple[str, str]:
+    """Whether mirrored pictures mean the same: asked of the original, on held-back samples."""
+    if len(held.inputs) != 1 or held.inputs[0].dim() != 4:
+        return "none", "the input is no picture"
+    mirrored = TensorData((held.inputs[0].flip(-1),), None)
+    turned = outputs_over(forward, teacher, mirrored, _MIRROR_BATCH)
+    if kind == "classification":
+        same = float((turned[0].argmax(-1) == answers[0].argmax(-1)).float().mean())
+        why = f"the original gives {same:.3f} of mirrored pictures the same class"
+        return ("flip" if same >= _SAME_CLASS else "none"), why
+    change = max(
+        float((a - b).square().mean() / b.var(correction=0).clamp_min(1e-12))
+        for a, b in zip(turned, answers, strict=True)
+        if a.is_floating_point()
+    )
+    why = f"mirroring changes the original's answers by {change:.3f} of their variance"
+    return ("flip" if change <= _SAME_NUMBERS else "none"), why

@@ -5,36 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import nn
 
 from edgebudget import schedules
-from edgebudget.distill import Distillation, spread
+from edgebudget.distill import Distillation, EveryExit, Loss, spread
 from edgebudget.events import Said
 from edgebudget.program import Context, Note, Pass, PassResult, Program
-from edgebudget.train import (
-    Caller,
-    TensorData,
-    Tensors,
-    bytes_of_sample,
-    load_tensors,
-    outputs_over,
-)
-from edgebudget.workload import TaskKind
+from edgebudget.train import Caller, outputs_over
 from edgebudget_passes._fine_tune import FineTune
-from edgebudget_passes._train_feed import Feed
+from edgebudget_passes._train_feed import Feed, held_back, mirrors, training_data
 from edgebudget_runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    from edgebudget.workload import Dataset
-
-_HELD_SAMPLES = 512
-_HELD_BYTES = 4e8
-_MIRROR_BATCH = 64
-_SAME_CLASS = 0.85  # below, mirrored pictures are something else to the original
-_SAME_NUMBERS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +54,11 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
         ArtifactError: EB560, a sample cannot be used.
     """
     _check(config)
-    dataset, notes = _training_data(ctx)
+    dataset, notes = training_data(ctx)
     if dataset is None:
         why = "no training and no calibration data"
         return PassResult(program, declined=(Note("model", "not trained", why),))
-    held, indices = _held_back(program, ctx, dataset)
+    held, indices = held_back(program, ctx, dataset)
     what = f"train_samples={len(indices)} held_samples={len(held)}"
     notes.append(Note("data", what, dataset.name))
     teacher = copy.deepcopy(ctx.original.body).eval()
@@ -88,10 +69,11 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     labels = not ctx.task.needs_reference
     truth = held.labels if labels else None
     scale = spread(answers, truth)
-    judge = Distillation(ctx.task.kind, config.alpha, config.temperature, scale=scale)
+    one = Distillation(ctx.task.kind, config.alpha, config.temperature, scale=scale)
+    judge, loss = (_over_exits(d, program, ctx) for d in (one, replace(one, rank=config.rank)))
     augment = config.augment
     if augment == "auto":
-        augment, why = _mirrors(Caller.of(ctx.original), teacher, held, answers, ctx.task.kind)
+        augment, why = mirrors(Caller.of(ctx.original), teacher, held, answers, ctx.task.kind)
         notes.append(Note("data", f"augment={augment}", why))
     feed = Feed.of(
         dataset,
@@ -115,7 +97,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
         teacher=teacher,
         forward=forward,
         feed=feed,
-        loss=replace(judge, rank=config.rank),
+        loss=loss,
         settings=asdict(config),
         steps=steps,
         folder=ctx.workdir,
@@ -135,6 +117,12 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     return PassResult(done_program, tuple(notes), (), tuner.ended_early)
 
 
+def _over_exits(one: Distillation, program: Program, ctx: Context) -> Loss:
+    """Early exits, which the original lacks, learn its answer too."""
+    exits = len(program.outputs)
+    return one if exits == len(ctx.original.outputs) else EveryExit(one, (1.0,) * exits)
+
+
 def _check(config: Config) -> None:
     schedules.factor(config.schedule, 0, 1)
     choices = {"optimizer": ("sgd", "adamw"), "augment": ("auto", "none", "flip", "flip-crop")}
@@ -152,51 +140,6 @@ def _check(config: Config) -> None:
             f"recover: steps = {config.steps}, epochs = {config.epochs}",
             hint="give a positive number of steps or epochs",
         )
-
-
-def _training_data(ctx: Context) -> tuple[Dataset | None, list[Note]]:
-    if ctx.data.train is not None and len(ctx.data.train):
-        return ctx.data.train, []
-    if ctx.data.calibration is not None and len(ctx.data.calibration):
-        why = "no training data: expect less recovery than from a larger set"
-        return ctx.data.calibration, [Note("data", "trained on calibration samples", why)]
-    return None, []
-
-
-def _held_back(program: Program, ctx: Context, train: Dataset) -> tuple[TensorData, list[int]]:
-    """Samples to judge on, and the indices to learn from; both out of the training data.
-
-    Calibration samples would flatter the start: earlier passes were fitted to them.
-    """
-    room = max(1, int(_HELD_BYTES // max(1, bytes_of_sample(train))))
-    count = min(_HELD_SAMPLES, room, max(1, len(train) // 8))
-    # Drawn, not evenly spaced: a data set may repeat its classes at any even spacing.
-    drawn = np.random.default_rng([ctx.seed, 2]).permutation(len(train))
-    rows = sorted(int(i) for i in drawn[:count])
-    rest = sorted(set(range(len(train))) - set(rows)) or rows
-    names = [s.name for s in program.inputs]
-    return load_tensors(train, names, rows, emit=ctx.emit, work="read held-back samples"), rest
-
-
-def _mirrors(
-    forward: Caller, teacher: nn.Module, held: TensorData, answers: Tensors, kind: TaskKind
-) -> tuple[str, str]:
-    """Whether mirrored pictures mean the same: asked of the original, on held-back samples."""
-    if len(held.inputs) != 1 or held.inputs[0].dim() != 4:
-        return "none", "the input is no picture"
-    mirrored = TensorData((held.inputs[0].flip(-1),), None)
-    turned = outputs_over(forward, teacher, mirrored, _MIRROR_BATCH)
-    if kind == "classification":
-        same = float((turned[0].argmax(-1) == answers[0].argmax(-1)).float().mean())
-        why = f"the original gives {same:.3f} of mirrored pictures the same class"
-        return ("flip" if same >= _SAME_CLASS else "none"), why
-    change = max(
-        float((a - b).square().mean() / b.var(correction=0).clamp_min(1e-12))
-        for a, b in zip(turned, answers, strict=True)
-        if a.is_floating_point()
-    )
-    why = f"mirroring changes the original's answers by {change:.3f} of their variance"
-    return ("flip" if change <= _SAME_NUMBERS else "none"), why
 
 
 PASS = Pass(
