@@ -19,7 +19,7 @@ from edgebudget.checkpoints import Checkpoint
 from edgebudget.distill import Loss
 from edgebudget.events import Advanced, Emit, Finished, Said, Started
 from edgebudget.program import Note
-from edgebudget.train import Caller
+from edgebudget.train import Caller, TensorData
 from edgebudget_passes._train_feed import Feed
 from edgebudget_runtime.errors import PassError
 
@@ -149,11 +149,25 @@ class FineTune:
         for group in self.optimizer.param_groups:
             group["lr"] = peak * self.rate_scale * share * group["multiple"]
         frozen = self.step >= self.steps * (1.0 - float(settings["bn_freeze"]))
+        self._set_modes(frozen)
+        value = self._learn(self.feed.batch(self.step))
+        if not math.isfinite(value):
+            return value
+        if float(settings["clip"]) > 0:
+            norm = nn.utils.clip_grad_norm_(self.student.parameters(), float(settings["clip"]))
+            if not bool(torch.isfinite(norm)):
+                return math.nan
+        self.optimizer.step()
+        return value
+
+    def _set_modes(self, frozen: bool) -> None:
         self.student.eval()
         for name, m in self.student.named_modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and self._rate(name) > 0:
                 m.training = not frozen
-        data = self.feed.batch(self.step)
+
+    def _learn(self, data: TensorData) -> float:
+        """Leave the gradients of one batch in the parameters; its loss, finite or not."""
         taught = None
         if self.teacher is not None:
             with torch.no_grad():
@@ -164,15 +178,9 @@ class FineTune:
                 taught = (answers[-1].detach(),)
             loss = self.loss.loss(answers, taught, data.labels)
             value = float(loss.detach())
-            if not math.isfinite(value):
-                return value
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-        if float(settings["clip"]) > 0:
-            norm = nn.utils.clip_grad_norm_(self.student.parameters(), float(settings["clip"]))
-            if not bool(torch.isfinite(norm)):
-                return math.nan
-        self.optimizer.step()
+            if math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
         return value
 
     def _usual_rate(self) -> float:
