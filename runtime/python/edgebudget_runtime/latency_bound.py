@@ -53,7 +53,7 @@ class LatencyBound:
 
     def add(self, latency: float) -> bool:
         """Take one latency in; whether the bound changed."""
-        if self._ring:
+        if self.enough:
             missed = 1.0 if latency > self.value else 0.0
             moved = self._alpha + _GAMMA * (self._target - missed)
             # Not far above the target: a long quiet time is no reason to be careless.
@@ -198,7 +198,11 @@ class Latencies:
                 return
             parts = [self._usual.get(s) for s in path]
             usual = sum(p for p in parts if p is not None)
-            if self._plausible(ms, usual or None) and self._whole[path].add(ms / slowdown):
+            if not self._plausible(ms, usual or None):
+                return
+            ring = self._whole[path]
+            knew = ring.enough
+            if ring.add(ms / slowdown) or ring.enough != knew:
                 self._refresh([i for i, p in enumerate(self.paths) if p == path])
 
     def history(self) -> dict[str, tuple[float, ...]]:

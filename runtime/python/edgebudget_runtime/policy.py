@@ -180,13 +180,19 @@ def paced(front: Front, ask: Ask, bounds: Bounds) -> Choice:
     convex hull of quality over energy. The store then settles where as much is spent as comes
     in, on two neighbours of the hull, which no other mix of the same mean energy beats.
     """
-    if ask.ran or ask.fill is None or not front.paced:
+    if ask.fill is None or not front.paced:
         return deadline(front, ask, bounds)
+    if ask.ran:
+        ahead = front.beyond.get(ask.ran, ())
+        return _go_on(front, ask, bounds, tuple(i for i in ahead if i <= ask.chosen))
     steps = len(front.paced)
     step = min(max(int(ask.fill * steps), 0), steps - 1)
-    left = math.nextafter(front.energy_mj[front.paced[step]], math.inf)
-    allowed = min(left, _left(ask.energy_mj))
-    return best_within(front, Ask(ask.latency_ms, allowed), bounds)
+    allowed = min(front.energy_mj[front.paced[step]], _left(ask.energy_mj))
+    choice = best_within(front, Ask(ask.latency_ms, allowed), bounds)
+    if not choice.breaks:
+        return choice
+    rest_ms, rest_mj = bounds.whole_ms[choice.place], front.energy_mj[choice.place]
+    return Choice(choice.place, _breaks(ask, bounds, rest_ms, rest_mj), choice.why)
 
 
 @dataclass(frozen=True, slots=True)
