@@ -87,7 +87,7 @@ class EveryExit:
     Source: "BranchyNet: Fast Inference via Early Exiting from Deep Neural Networks", 2016.
     """
 
-    one: Distillation
+    one: Loss
     weights: tuple[float, ...]
 
     def loss(

@@ -1,0 +1,135 @@
+"""Train exits: the heads alone, or the whole network where its own answer does not suffer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from edgebudget.distill import EveryExit, Loss
+from edgebudget.events import Said
+from edgebudget.program import Context, Note
+from edgebudget.train import Caller, TensorData, outputs_over
+from edgebudget_passes._exit_choice import Judge
+from edgebudget_passes._exit_network import ExitNetwork
+from edgebudget_passes._fine_tune import FineTune
+from edgebudget_passes._train_feed import Feed
+
+Mode = Literal["frozen", "joint"]
+_HEAD_RATE = 10.0  # times the rate of layers that have been trained before
+_EARLY_WEIGHT = 0.5  # of the final answer's ("Dynamic Perceiver ...", 2023)
+_POINTS, _SHARE = 0.002, 0.005  # of quality that the final answer may lose to joint training
+
+
+@dataclass(frozen=True, slots=True)
+class Logarithms:
+    """A loss for models that answer with probabilities where it expects scores."""
+
+    one: Loss
+
+    def loss(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor | None
+    ) -> Tensor:
+        """The loss of the logarithms; those differ from scores by a constant."""
+        s, t = ([x.clamp_min(1e-12).log() for x in side] for side in (student, teacher))
+        return self.one.loss(s, t, labels)
+
+
+@dataclass(slots=True)
+class Training:
+    """Everything but the network. `judge` is for the held-back samples.
+
+    `is_original`: the network answers what the teacher answers as long as it is not trained.
+    """
+
+    ctx: Context
+    forward: Caller  # of the network with exits
+    teacher: nn.Module
+    is_original: bool
+    loss: Loss
+    feed: Feed
+    steps: int
+    weights: tuple[float, ...]  # of early exits
+    settings: Mapping[str, Any]
+    held: TensorData
+    judge: Judge
+    notes: list[Note] = field(default_factory=list)
+    ended_early: Literal["", "deadline", "interrupt"] = ""
+
+    def run(self, start: ExitNetwork, mode: Mode) -> ExitNetwork:
+        """The trained network; the body of a frozen one is a copy of the start's, bit by bit.
+
+        Raises:
+            PassError: EB341, the loss is not finite even at a lower rate.
+        """
+        if mode == "frozen":
+            return self._frozen(start)
+        before = self.judge.quality(self.answers(start)[-1])
+        student = self._tuned(start, "joint")
+        after = self.judge.quality(self.answers(student)[-1])
+        if before - after <= _allowed(self.judge, before):
+            what = f"joint final_before={before:.4f} final_after={after:.4f} kept=joint"
+            self.notes.append(Note("training", what))
+            return student
+        what = f"joint final_before={before:.4f} final_after={after:.4f} kept=frozen"
+        self.notes.append(Note("training", what, "joint training made the final answer worse"))
+        self.ctx.emit(Said("warning", "insert_exits: the final answer suffered; heads alone learn"))
+        return start if self.ended_early else self._frozen(start)
+
+    def answers(self, network: nn.Module) -> tuple[Tensor, ...]:
+        """All exits' answers to the held-back samples."""
+        return outputs_over(self.forward, network, self.held, int(self.settings["batch"]))
+
+    def _frozen(self, start: ExitNetwork) -> ExitNetwork:
+        student = self._tuned(start, "frozen")
+        return start.with_heads(list(student.exits), start.taps)
+
+    def _tuned(self, start: ExitNetwork, mode: Mode) -> ExitNetwork:
+        rates = (("exits.", _HEAD_RATE), ("network.", 1.0 if mode == "joint" else 0.0))
+        early = self.weights or (_EARLY_WEIGHT,) * len(start.taps)
+        tuner = FineTune(
+            student=copy.deepcopy(start),
+            teacher=None if mode == "frozen" and self.is_original else self.teacher,
+            forward=self.forward,
+            feed=self.feed,
+            loss=EveryExit(self.loss, (*early, 1.0 if mode == "joint" else 0.0)),
+            settings=self.settings,
+            steps=self.steps,
+            folder=self.ctx.workdir,
+            deadline=self.ctx.deadline,
+            emit=self.ctx.emit,
+            work=f"insert_exits-{mode}",
+            rates=rates,
+        )
+        done = tuner.run()
+        self.notes += [Note("training", f"{mode} steps={done}"), *tuner.notes]
+        self.ended_early = tuner.ended_early or self.ended_early
+        trained = tuner.student
+        assert isinstance(trained, ExitNetwork)
+        return trained
+
+
+def _allowed(judge: Judge, quality: float) -> float:
+    """A drop of quality that counts as none."""
+    return _POINTS if judge.task.kind == "classification" else _SHARE * abs(quality)
+
+
+def undominated(judge: Judge, answers: Sequence[Tensor], floor: float) -> list[tuple[int, str]]:
+    """Early exits to drop, with why: not better than a cheaper one by more than noise.
+
+    The first has to beat a constant answer; `answers` are those of all exits, the final one last.
+    """
+    dropped: list[tuple[int, str]] = []
+    best, best_answers, name = floor, answers[-1].mean(0, keepdim=True), "a constant answer"
+    best_answers = best_answers.expand_as(answers[-1]).contiguous()
+    for k, given in enumerate(answers[:-1]):
+        quality, noise = judge.quality(given), judge.noise(given, best_answers)
+        if quality - best <= noise:
+            why = f"{quality:.4f} is not better than {best:.4f} of {name} by more than {noise:.4f}"
+            dropped.append((k, why))
+        else:
+            best, best_answers, name = quality, given, f"exit {k + 1}"
+    return dropped
