@@ -15,6 +15,7 @@ from edgebudget_runtime.errors import ArtifactError, UsageError
 from edgebudget_runtime.inputs import Array
 
 CPU = "CPUExecutionProvider"
+VERSION: str = ort.__version__
 # Providers that come as a package of their own, to be registered before use.
 _PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
 _registering = Lock()
@@ -42,7 +43,7 @@ def open_session(
     """
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    settings.intra_op_num_threads = threads or os.cpu_count() or 1
+    settings.intra_op_num_threads = threads or default_threads()
     settings.inter_op_num_threads = 1
     # Spinning threads steal the core from each other when other work shares the machine.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -80,6 +81,11 @@ def open_session(
             hint="check the provider's options, or run it on the CPU",
         )
     return session
+
+
+def default_threads() -> int:
+    """How many threads a session uses for one input, unless told otherwise."""
+    return os.cpu_count() or 1
 
 
 def run_session(session: ort.InferenceSession, feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -49,7 +49,7 @@ def check(given: Mapping[str, Array], expected: Sequence[Tensor]) -> None:
     for tensor in expected:
         array = given[tensor.name]
         _check_dtype(tensor, array)
-        if not _fits(array.shape, tensor.shape):
+        if not fits(array.shape, tensor.shape):
             raise UsageError(
                 "EB171",
                 f"input {tensor.name!r} has shape {list(array.shape)}, "
@@ -95,20 +95,21 @@ def _check_values(tensor: Tensor, array: Array) -> None:
     )
 
 
-def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
+def fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Whether a shape is one that is expected, None being any size."""
     return len(found) == len(expected) and all(
         e is None or f == e for f, e in zip(found, expected, strict=True)
     )
 
 
 def _shape_hint(found: tuple[int, ...], expected: Sequence[int | None]) -> str:
-    if _fits((1, *found), expected):
+    if fits((1, *found), expected):
         return "add the batch dimension: array[None]"
     for order, was, wanted in _LAYOUTS:
         for lead, index in ((found, ""), ((1, *found), "[None]")):
-            if len(lead) == 4 and _fits([lead[i] for i in order], expected):
+            if len(lead) == 4 and fits([lead[i] for i in order], expected):
                 return f"the array looks like {was}, not {wanted}: array{index}.transpose{order}"
-    same_rest = len(found) == len(expected) and _fits(found[1:], expected[1:])
+    same_rest = len(found) == len(expected) and fits(found[1:], expected[1:])
     if same_rest and expected and expected[0] is not None:
         return "use run_batch for several inputs at once"
     return "resize or pad the input as `preprocessing` in manifest.json says"

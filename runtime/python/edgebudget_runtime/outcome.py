@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgebudget_runtime.budget import Violation
-from edgebudget_runtime.cost import Cost
+from edgebudget_runtime.budget import Budget, Limit, Violation
+from edgebudget_runtime.cost import Cost, Figure, Resource
+from edgebudget_runtime.errors import MissedError, UsageError
 from edgebudget_runtime.inputs import Array
 
 
@@ -39,3 +43,54 @@ class Outcome:
     degraded: bool = False
     why: str = ""
     items: tuple[Item, ...] = ()  # of a batch, in the given order
+
+
+def limits(
+    latency_ms: float | None, energy_mj: float | None, macs: float | None
+) -> dict[Resource, float]:
+    """The limits that are set. What is 0 or below is a limit that nothing keeps.
+
+    Raises:
+        UsageError: EB185 a limit is NaN.
+    """
+    asked: tuple[tuple[Resource, float | None], ...] = (
+        ("latency_ms", latency_ms),
+        ("energy_mj", energy_mj),
+        ("macs", macs),
+    )
+    for name, bound in asked:
+        if bound is not None and math.isnan(bound):
+            raise UsageError("EB185", f"{name}={bound} is no limit", hint="leave it out for none")
+    return {name: bound for name, bound in asked if bound is not None}
+
+
+def violations(asked: Mapping[Resource, float], spent: Cost) -> tuple[Violation, ...]:
+    """The limits that were broken, or cannot be shown to be kept."""
+    if not asked:
+        return ()
+    return Budget(limits=tuple(Limit(r, b) for r, b in asked.items())).violations(spent)
+
+
+def missed(broken: Violation) -> MissedError:
+    """The error of a strict call."""
+    name, _, unit = broken.limit.resource.rpartition("_")
+    name, unit = (name, f" {unit}") if name else (unit, "")
+    actual = "an unknown amount" if broken.actual is None else f"{broken.actual:.3g}{unit}"
+    return MissedError(
+        "EB490",
+        f"the answer took {actual} of {name}, more than {broken.limit.bound:.3g}{unit}",
+        hint="allow more, or compile to a smaller budget",
+    )
+
+
+def wall(seconds: float, count: int) -> Figure:
+    """The time that one answer took, unknown where the clock went back meanwhile."""
+    if not 0.0 <= seconds < math.inf:
+        return Figure(value=None, evidence="unknown", how="the clock jumped")
+    return Figure(
+        value=seconds * 1e3,
+        evidence="measured",
+        how="wall time, checks included" + (", mean of a batch" if count > 1 else ""),
+        device=platform.machine(),
+        count=count,
+    )

@@ -48,8 +48,8 @@ class Sessions:
         self.damaged: Mapping[str, ArtifactError] = self._damaged() if verify else {}
         self.evictions = 0
 
-    def get(self, id: str) -> Any:
-        """The engine's session of a segment.
+    def get(self, id: str) -> tuple[Any, bool]:
+        """The engine's session of a segment, and whether it had to be opened.
 
         Raises:
             UsageError: EB174 closed, EB175 a provider is not here, EB186 the segment alone is
@@ -59,11 +59,11 @@ class Sessions:
         """
         session = self._known(id)
         if session is not None:
-            return session
+            return session, False
         with self._opening[id]:
             session = self._known(id)  # another thread may have opened it meanwhile
             if session is not None:
-                return session
+                return session, True
             try:
                 session = self._load(self._segments[id])
             except EdgeBudgetError as e:
@@ -74,7 +74,17 @@ class Sessions:
                 self._remember(id, error)
                 raise error from e
             self._keep(id, session)
-        return session
+        return session, True
+
+    @property
+    def troubled(self) -> bool:
+        """Whether any segment has failed to open."""
+        return bool(self.damaged or self._failed)
+
+    @property
+    def all_fit(self) -> bool:
+        """Whether every segment can be open at once."""
+        return self._limit is None or sum(map(self._bytes, self._segments)) <= self._limit
 
     def failure(self, id: str) -> EdgeBudgetError | None:
         """Why a segment cannot be used now, or None as far as is known."""

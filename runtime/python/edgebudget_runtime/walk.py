@@ -1,0 +1,216 @@
+"""One input's way through segments: an answer at every exit, the best so far whatever happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from edgebudget_runtime import engine
+from edgebudget_runtime.confidence import signal
+from edgebudget_runtime.elastic import Exit
+from edgebudget_runtime.errors import EdgeBudgetError, UsageError
+from edgebudget_runtime.inputs import Array
+from edgebudget_runtime.manifest import Manifest
+from edgebudget_runtime.planner import Planner, View
+from edgebudget_runtime.policy import Ask, Fixed, Policy, Thresholds, deadline
+from edgebudget_runtime.sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What one call asks for. `start` is when it came, on the runner's clock."""
+
+    policy: Policy
+    start: float
+    latency_ms: float | None = None
+    energy_mj: float | None = None
+    fill: float | None = None
+
+
+class Segments:
+    """Runs segments by id, and reads how sure they are."""
+
+    def __init__(self, manifest: Manifest, sessions: Sessions, clock: Callable[[], float]) -> None:
+        self.by_id = {s.id: s for s in manifest.segments}
+        last = [self.by_id[s.path[-1]].outputs for s in manifest.subnetworks]
+        # The end of one path may also hand tensors to a deeper one: answers are what all give.
+        common = set.intersection(*({t.name for t in made} for made in last))
+        self.outputs = tuple(t.name for t in last[0] if t.name in common)
+        self.exits: Mapping[str, Exit] = {e.segment: e for e in manifest.exits}
+        self.answers = frozenset(
+            s.id for s in manifest.segments if common <= {t.name for t in s.outputs}
+        )
+        self.sessions, self.clock = sessions, clock
+
+    def run(self, id: str, state: dict[str, Array]) -> tuple[float, bool]:
+        """Run one segment on `state`, which takes in what it makes.
+
+        Returns:
+            The seconds it took, and whether it had to be opened first (not in the seconds).
+
+        Raises:
+            EdgeBudgetError: as `Sessions.get`; EB509 the engine failed.
+        """
+        session, opened = self.sessions.get(id)
+        feed = {t.name: state[t.name] for t in self.by_id[id].inputs}
+        start = self.clock()
+        state.update(engine.run_session(session, feed))
+        return self.clock() - start, opened
+
+    def confidences(self, id: str, state: Mapping[str, Array]) -> Array | None:
+        """How sure a segment is of each row [N], or None where it has no signal."""
+        exit = self.exits.get(id)
+        if exit is None:
+            return None
+        return signal(state[exit.output], exit.signal, exit.temperature)
+
+    def failure(self, path: tuple[str, ...]) -> tuple[str, EdgeBudgetError] | None:
+        """The first segment of a path that is known not to work now, and why."""
+        if not self.sessions.troubled:
+            return None
+        for id in path:
+            error = self.sessions.failure(id)
+            if error is not None:
+                return id, error
+        return None
+
+
+class Way:
+    """One call on its way. After `go`: `best` are the outputs of `exit`, of the path `ran`."""
+
+    def __init__(self, segments: Segments, planner: Planner, view: View, wish: Wish) -> None:
+        self._segments, self._planner, self._view, self._wish = segments, planner, view, wish
+        self.slowdown = planner.latencies.slowdown
+        self.ran: tuple[str, ...] = ()
+        self.all_ran: tuple[str, ...] = ()  # with beginnings that had to be given up
+        self.best: dict[str, Array] = {}
+        self.answered: tuple[str, ...] = ()  # the path that gave `best`
+        self.confidence: float | None = None
+        self.degraded = False
+        self.why = ""
+        self.opened = False
+        self._path: tuple[str, ...] = ()
+        self._first: tuple[str, ...] | None = None
+        self._avoid: dict[str, EdgeBudgetError] = {}
+
+    def go(self, given: Mapping[str, Array]) -> None:
+        """Run to the end that the policy wants, or as far as it works.
+
+        Raises:
+            EdgeBudgetError: there is no answer at all: what failed first on the last path.
+            UsageError: EB180, EB181 the policy's first choice cannot be run.
+        """
+        state = dict(given)
+        self._choose()
+        while len(self.ran) < len(self._path):
+            id = self._path[len(self.ran)]
+            try:
+                seconds, opened = self._segments.run(id, state)
+            except EdgeBudgetError as e:
+                if isinstance(e, UsageError) and e.code in {"EB174", "EB175"} and not self.best:
+                    raise
+                self._give_up(id, e)
+                if self.best:
+                    return
+                state = dict(given)
+                self._choose()
+                continue
+            self._advance(id, state, seconds, opened)
+        if not self.degraded and self._cut_short():
+            self.degraded = True
+
+    def _advance(self, id: str, state: dict[str, Array], seconds: float, opened: bool) -> None:
+        self.ran += (id,)
+        self.all_ran += (id,)
+        self.opened |= opened
+        if not opened and len(self._planner.front.options) > 1:
+            self._planner.latencies.observe(id, seconds * 1e3)
+        if id not in self._segments.answers:
+            return
+        self.best = {n: state[n] for n in self._segments.outputs}
+        self.answered = self.ran
+        sure = self._segments.confidences(id, state)
+        least = None if sure is None or not len(sure) else float(sure.min())
+        self.confidence = least if least is not None and abs(least) != float("inf") else None
+        if self._view.front.beyond.get(self.ran):
+            self._reconsider(id)
+
+    def _reconsider(self, id: str) -> None:
+        """After an answer: stop, go on, or go on to somewhere else."""
+        late = self._left_ms()
+        try:
+            self._path = self._ask()
+        except Exception as e:  # a policy of the user's own; the answer stands
+            self._stop(f"the policy failed after {id}: {engine.first_line(e)}")
+            return
+        if late is not None and late <= 0 and not isinstance(self._wish.policy, Fixed):
+            if len(self._path) > len(self.ran):
+                self._stop(f"out of time after {id}")
+        elif len(self._path) > len(self.ran):
+            known = self._segments.failure(self._path[len(self.ran) :])
+            if known is not None:
+                self._give_up(*known)
+
+    def _choose(self) -> None:
+        """Ask the policy; paths with a segment known to fail are left out, with a reason."""
+        while True:
+            self._path = self._ask()
+            if self._first is None:
+                self._first = self._path
+            known = self._segments.failure(self._path)
+            if known is None:
+                return
+            self._give_up(*known)
+
+    def _ask(self) -> tuple[str, ...]:
+        view, wish = self._view, self._wish
+        ask = Ask(
+            latency_ms=self._left_ms(),
+            energy_mj=view.left_mj(wish.energy_mj, self.ran),
+            ran=self.ran,
+            chosen=view.front.at.get(self._path, -1),
+            confidence=self.confidence if self.ran else None,
+            fill=wish.fill,
+        )
+        try:
+            choice = view.decide(wish.policy, ask)
+        except UsageError:
+            if not self._avoid:
+                raise
+            choice = view.decide(deadline, ask)  # what the policy insists on does not work
+        if not self.degraded:
+            self.why = choice.why
+        return view.front.options[choice.place].path
+
+    def _give_up(self, id: str, error: EdgeBudgetError) -> None:
+        """Keep the answer there is, or narrow the choice and begin again."""
+        self._avoid[id] = error
+        reason = f"{id} failed: [{error.code}] {error.what}"
+        if self.best:
+            self._stop(reason)
+            return
+        left = self._planner.without(self._view.places, self._avoid)
+        if not left:
+            raise error
+        self._view, self.ran, self._path = self._planner.view(left), (), ()
+        self.degraded, self.why = True, reason
+
+    def _stop(self, why: str) -> None:
+        self._path, self.degraded, self.why = self.ran, True, why
+
+    def _left_ms(self) -> float | None:
+        if self._wish.latency_ms is None:
+            return None
+        gone = max(self._segments.clock() - self._wish.start, 0.0)  # a clock may go back
+        return self._wish.latency_ms - gone * 1e3
+
+    def _cut_short(self) -> bool:
+        """Whether limits ended the way before what was first chosen for this input."""
+        policy = self._wish.policy
+        if isinstance(policy, Thresholds):
+            needed = policy.point.thresholds.get(self.answered[-1])
+            reached = self.confidence
+            sure = needed is not None and reached is not None and reached >= needed
+            return self.answered != policy.point.path and not sure
+        at = self._planner.front.at
+        return at[self.answered] < at[self._first or self.answered]
