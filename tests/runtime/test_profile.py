@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_a_profile_comes_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_profile_of_another_device_is_left_aside(
-    change: dict[str, str], why: str, tmp_path: Path
+    change: dict[str, Any], why: str, tmp_path: Path
 ) -> None:
     pr.save(PROFILE, tmp_path / "p")
     other = dataclasses.replace(DEVICE, **change)

@@ -83,12 +83,17 @@ def digest(folder: Path) -> str:
     return sha256(folder / FILE)
 
 
-def default_file(artifact: str, device: Device) -> Path:
-    """Where the profile of an artifact (its digest) on a device is kept."""
+def default_folder() -> Path:
+    """Where profiles are kept: in EDGEBUDGET_CACHE, or the user's cache folder."""
     named = os.environ.get("EDGEBUDGET_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(named) if named else Path(base) / "edgebudget"
-    return folder.expanduser() / "profiles" / f"{artifact[:32]}-{device.fingerprint}.json"
+    return folder.expanduser() / "profiles"
+
+
+def default_file(artifact: str, device: Device) -> Path:
+    """The file of the profile of an artifact (its digest) on a device."""
+    return default_folder() / f"{artifact[:32]}-{device.fingerprint}.json"
 
 
 def load(
