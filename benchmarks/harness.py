@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +62,35 @@ def interleaved(
         low, mid, high = statistics.quantiles(values, n=4)
         found[name] = {"median_ms": mid, "q1_ms": low, "q3_ms": high, "count": len(values)}
     return found
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one run of the command line gave, and what it took."""
+
+    summary: dict[str, Any]  # of `--json`
+    manifest: dict[str, Any]
+    seconds: float
+    peak_bytes: int
+
+
+def compiled_afresh(*arguments: str) -> Compiled | None:
+    """`edgebudget compile` in a process of its own, with an empty cache; None where it fails."""
+    with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
+        folder = Path(name)
+        environment = {**os.environ, "EDGEBUDGET_CACHE": str(folder / "cache")}
+        command = [str(Path(sys.executable).parent / "edgebudget"), "compile", *arguments]
+        command += ["--json", "--out", str(folder / "out")]
+        began = time.monotonic()
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+        seconds = time.monotonic() - began
+        if done.returncode:
+            sys.stderr.write(f"exit {done.returncode}: {done.stderr[-2000:]}\n")
+            return None
+        manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    # Linux counts in KiB: the largest of the processes that were waited for.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return Compiled(json.loads(done.stdout), manifest, seconds, peak)
 
 
 def save(name: str, result: Mapping[str, Any]) -> Path:

@@ -7,12 +7,13 @@ resumes at the first step that had not finished, and `recover` inside it at its 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edgebudget.workload import Workload
     from edgebudget_runtime.budget import Budget
 
+_RECENT = 4  # modules kept in memory
 Facts = Mapping[str, Callable[[Program], str | None]]  # returns why the fact does not hold
 
 
@@ -48,6 +50,7 @@ class Setting:
     emit: Emit
     key: str  # fingerprint of all of the above that matters
     deadline: float | None = None
+    recent: dict[str, Built] = field(default_factory=dict)  # module-stage results by key
 
     @property
     def late(self) -> bool:
@@ -84,12 +87,28 @@ def run_steps(setting: Setting, start: Built, steps: Sequence[Step]) -> Built:
 
 
 def run_module_steps(setting: Setting, start: Built, steps: Sequence[Step]) -> Built:
-    """Apply module-stage steps and stay at the module stage (for probing candidates)."""
+    """Apply module-stage steps and stay at the module stage (for probing candidates).
+
+    What a probe has built is not built again for the plan that begins with it.
+    """
     built = start
     for step in steps:
         key = step_key(setting, built.key, step)
+        if (found := setting.recent.get(key)) is not None:
+            records = (*built.records, found.records[-1])
+            built = replace(_copied(found), records=records)
+            continue
         built = _apply(setting, built, step, key, setting.cache.workdir(key))
+        if not built.cut and built.key == key:
+            while len(setting.recent) >= _RECENT:
+                setting.recent.pop(next(iter(setting.recent)))
+            setting.recent[key] = _copied(built)
     return built
+
+
+def _copied(built: Built) -> Built:
+    """With a module of its own: a pass may change the one it is given."""
+    return replace(built, program=replace(built.program, body=copy.deepcopy(built.program.body)))
 
 
 def step_key(setting: Setting, before: str, step: Step) -> str:

@@ -40,7 +40,8 @@ class Plan:
     """Every decision about one quantized graph; `emit` makes none.
 
     `dtypes` maps integer nodes to the type of their activations; all others stay float. `open`
-    nodes give their sum as float without rounding it to an activation type first.
+    nodes give their sum as float without rounding it to an activation type first. `narrowed`
+    outputs are made in 16 bits and given in 8.
     """
 
     dtypes: Mapping[str, str]
@@ -49,6 +50,7 @@ class Plan:
     bias_shift: Mapping[str, Array] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
     least_range: float = 0.0
+    narrowed: frozenset[str] = frozenset()
 
 
 def step_of(span: Range, dtype: str) -> tuple[float, int]:
@@ -139,8 +141,13 @@ class _Writer:
             value = graph.result(node) if i == 0 else out
             if value and graph.is_float(value):
                 copy.output[i] = f"{value}.raw"
-                self._round(f"{value}.raw", value, value, dtype)
-                self._made[value] = dtype
+                if value in self._plan.narrowed:
+                    self._round(f"{value}.raw", f"{value}.{dtype}", value, dtype)
+                    self._round(f"{value}.{dtype}", value, value, "uint8")
+                    self._made[value] = "uint8"
+                else:
+                    self._round(f"{value}.raw", value, value, dtype)
+                    self._made[value] = dtype
 
     def _rounded(self, name: str, dtype: str) -> str:
         """`name` as an integer node of type `dtype` reads it."""

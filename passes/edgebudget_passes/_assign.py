@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from edgebudget.quant_graph import CLAMP_OPS, MAC_OPS, MOVE_OPS, Graph
+from edgebudget_passes._tail import after_pooling
 
 if TYPE_CHECKING:
     import onnx
@@ -26,11 +27,15 @@ _NO_INTEGER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Integer nodes and their activation type, those that give float sums, and the reasons."""
+    """Integer nodes and their activation type, those that give float sums, and the reasons.
+
+    Outputs in `narrowed` are made in 16 bits and given in 8.
+    """
 
     dtypes: dict[str, str]
     open: frozenset[str]
     declined: dict[str, str]  # node name -> why it stays float
+    narrowed: frozenset[str] = frozenset()
 
 
 def units(graph: Graph, target: TargetSpec) -> list[onnx.NodeProto]:
@@ -114,9 +119,11 @@ def _for_all(
 ) -> Assignment:
     """Every node that touches float values; a node that reads a 16-bit value is 16-bit too.
 
-    Weighted nodes alone decide for themselves: they convert what they read.
+    Weighted nodes alone decide for themselves: they convert what they read. What follows the
+    last average is computed in 16 bits, and given in 8 unless more was asked for.
     """
     narrow = target.activation_dtypes[0]
+    tail = after_pooling(graph) if "uint16" in target.activation_dtypes else frozenset()
     dtypes: dict[str, str] = {}
     declined = {}
     made: dict[str, str] = {}
@@ -131,13 +138,18 @@ def _for_all(
             continue
         read = {made[n] for _, n in graph.data_inputs(node) if n in made}
         follows = "uint16" in read and not graph.has_weight(node)
-        dtype = "uint16" if node.name in wide or follows else narrow
+        dtype = "uint16" if node.name in wide or node.name in tail or follows else narrow
         dtypes[node.name] = dtype
         made.update({o: dtype for o in (*node.output, graph.result(node))})
     for name, clamp in graph.clamps.items():
         if name in dtypes and clamp.op_type in CLAMP_OPS:
             dtypes.pop(clamp.name, None)
-    return Assignment(dtypes, frozenset(), declined)
+    given = {o for n in tail - wide if n in dtypes for o in _results(graph, graph.by_name[n])}
+    return Assignment(dtypes, frozenset(), declined, graph.outputs & given)
+
+
+def _results(graph: Graph, node: onnx.NodeProto) -> tuple[str, ...]:
+    return (*node.output, graph.result(node))
 
 
 def _touches_float(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -72,6 +72,7 @@ class Bench:
             recipe.bias_shift,
             assignment.open,
             0.0 if self.family == "cpu" else _LEAST_RANGE,
+            assignment.narrowed,
         )
 
     def build(self, assignment: Assignment, recipe: Recipe) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgebudget import registry
 from edgebudget.cache import Cache
 from edgebudget.events import Event, Said
-from edgebudget.pipeline import Built, Setting, run_steps
+from edgebudget.pipeline import Built, Setting, run_module_steps, run_steps
 from edgebudget.plan import Step
 from edgebudget.program import Context, Note, Pass, PassResult, Program, TensorSpec
 from edgebudget.target import TargetSpec
@@ -121,6 +122,18 @@ def test_finished_steps_come_from_the_cache_with_equal_results(setting: Setting)
     assert [replace(r, seconds=0.0) for r in again.records[:2]] == [
         replace(r, seconds=0.0) for r in first.records
     ]
+
+
+def test_what_a_probe_has_built_is_not_built_again_and_stays_as_it_was(setting: Setting) -> None:
+    begun = Built(toy(), (), setting.key)
+    steps = [Step("scale", Factor(f)) for f in (0.5, 8.0)]
+    probed = run_module_steps(setting, begun, steps)
+    scale(probed.program, Factor(0.1), SimpleNamespace(seed=0, data=Data()))  # type: ignore[arg-type]
+    calls = len(CALLS)
+    again = run_module_steps(setting, Built(toy(), (), setting.key), [*steps, steps[0]])
+    assert len(CALLS) == calls + 1  # only the new step ran
+    assert weight(again) == 2.0 * 0.5 * 8.0 * 0.5
+    assert again.records[:2] == probed.records
 
 
 def test_a_damaged_entry_is_done_again_and_said(setting: Setting, tmp_path: Path) -> None:

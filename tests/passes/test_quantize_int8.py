@@ -239,6 +239,29 @@ def test_named_layers_stay_float_or_get_16_bits(tmp_path: Path) -> None:
     assert sqnr(model, wide, IMAGE) > 25.0
 
 
+def test_after_the_last_average_an_npu_computes_in_16_bits_and_answers_in_8() -> None:
+    net = Net(IMAGE)
+    squeezed = net.add("GlobalAveragePool", net.add("Relu", net.conv("x", 3, 64)))
+    gate = net.add("Sigmoid", net.conv(squeezed, 64, 64, k=1))
+    x = net.conv(net.add("Mul", net.nodes[1].output[0], gate), 64, 32)  # so the gate is no tail
+    pooled = net.add("Flatten", net.add("GlobalAveragePool", x, out="mean"))
+    model = net.model(net.add("Gemm", pooled, net.weight(5, 32), transB=1, out="y"))
+    done = quantize(model, NPU, mixed="off").program.body
+    types = {t.name: t.data_type for t in done.graph.initializer}
+    rounded = {
+        n.input[0]: types[n.input[2]] for n in done.graph.node if n.op_type == "QuantizeLinear"
+    }
+    eight, sixteen = onnx.TensorProto.UINT8, onnx.TensorProto.UINT16
+    assert rounded["mean.raw"] == rounded["y.raw"] == sixteen
+    assert rounded[f"{squeezed}.raw"] == rounded[f"{gate}.raw"] == eight
+    (last,) = (n for n in done.graph.node if "y" in n.output)
+    assert types[last.input[2]] == eight
+    asked = quantize(model, NPU, bits=16).program.body  # what was asked for is not narrowed
+    types = {t.name: t.data_type for t in asked.graph.initializer}
+    (last,) = (n for n in asked.graph.node if "y" in n.output)
+    assert types[last.input[2]] == sixteen
+
+
 @pytest.mark.parametrize("target", [CPU, NPU], ids=["cpu", "npu"])
 def test_mixed_precision_reaches_what_plain_int8_misses(target: Any) -> None:
     model = residual()
