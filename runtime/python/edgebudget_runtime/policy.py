@@ -58,6 +58,8 @@ class Front:
     energy_mj: tuple[float, ...]  # infinite where unknown
     energy_reach_mj: tuple[float, ...]  # the least of `energy_mj[i:]`
     paced: tuple[int, ...]  # upper convex hull of quality over energy, cheapest first
+    thriftiest: tuple[int, ...]  # all places, by energy
+    smallest: int  # the place with the fewest MACs
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ def prepare(options: Sequence[Option]) -> Front:
         energy_mj=energy,
         energy_reach_mj=tuple(reach),
         paced=_hull(ordered),
+        thriftiest=tuple(sorted(range(len(ordered)), key=lambda i: (energy[i], ordered[i].macs))),
+        smallest=min(range(len(ordered)), key=lambda i: ordered[i].macs, default=-1),
     )
 
 
@@ -318,12 +322,14 @@ def _rest_mj(front: Front, ask: Ask, place: int) -> float:
 
 def _cheapest(front: Front, bounds: Bounds, left_ms: float, left_mj: float) -> Choice:
     """No option keeps both limits: keep the deadline if one can, at the least energy."""
-    places = range(len(front.options))
-    in_time = [i for i in places if bounds.whole_ms[i] <= left_ms]
-    if in_time:
-        place = min(in_time, key=lambda i: (front.energy_mj[i], front.options[i].macs))
-        return Choice(place, ("energy_mj",), "nothing fits: the least energy in time")
-    place = min(places, key=lambda i: (bounds.whole_ms[i], front.options[i].macs))
+    whole_ms = bounds.whole_ms  # other threads may renew it meanwhile
+    if bounds.reach_ms[0] <= left_ms:
+        place = next((i for i in front.thriftiest if whole_ms[i] <= left_ms), -1)
+        if place >= 0:
+            return Choice(place, ("energy_mj",), "nothing fits: the least energy in time")
+    place = min(range(len(whole_ms)), key=whole_ms.__getitem__)
+    if whole_ms[place] == math.inf:
+        place = front.smallest
     late: tuple[Resource, ...] = ("latency_ms",)
     if front.energy_mj[place] > left_mj:
         late = ("latency_ms", "energy_mj")
