@@ -78,7 +78,7 @@ class Search:
 
     def run(self, candidates: int) -> list[Scored]:
         """All candidates that were built, best first; at least one."""
-        self._rank()
+        self.rank()
         self.emit(Started("prune candidates", candidates))
         found: list[Scored] = []
         best_costs = self.costs["mixed"]
@@ -146,7 +146,7 @@ class Search:
             ladders.append(Ladder(widths, monotone([cost(g, w) for w in widths])))
         return ladders
 
-    def _rank(self) -> None:
+    def rank(self) -> None:
         """Fill `orders` (the first is the one used to cut) and `costs` (each gives widths)."""
         self.emit(Started("rank channels"))
         magnitude = importance.by_magnitude(self.body, self.groups)

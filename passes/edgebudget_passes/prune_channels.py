@@ -57,11 +57,11 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     if whole <= config.macs:
         return PassResult(program, declined=(Note("model", "not pruned", "already in bound"),))
     multiple = config.multiple or ctx.target.channel_multiple
-    found, macs = _study(program, whole)
+    found, macs = study(program, whole)
     smallest = macs([widths_of(g.size, multiple)[0] for g in found.groups])
     if smallest > config.macs:
         raise _unreachable(config.macs, smallest, found)
-    samples, notes = _samples(program, config, ctx, whole)
+    samples, notes = samples_for(program, config, ctx, whole)
     search = Search(
         body=body,
         forward=forward,
@@ -89,7 +89,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
 def reachable(program: Program, target: TargetSpec) -> tuple[int, int]:
     """Smallest and largest MACs that pruning can leave, from shapes alone."""
     whole = _count(program)
-    found, macs = _study(program, whole)
+    found, macs = study(program, whole)
     return macs([widths_of(g.size, target.channel_multiple)[0] for g in found.groups]), whole
 
 
@@ -99,7 +99,8 @@ def _count(program: Program) -> int:
     return int(count(program).macs)
 
 
-def _study(program: Program, whole: int) -> tuple[Grouping, WidthMacs]:
+def study(program: Program, whole: int) -> tuple[Grouping, WidthMacs]:
+    """The groups that can shrink, and MACs as a function of their widths."""
     body, forward = program.body, Caller.of(program)
     inputs = _example(program)
     found = find_groups(body, forward, _shrunk(body, forward, inputs))
@@ -134,9 +135,10 @@ def _shrunk(body: nn.Module, forward: Caller, inputs: tuple[Tensor, ...]) -> tup
     return small
 
 
-def _samples(
+def samples_for(
     program: Program, config: Config, ctx: Context, whole: int
 ) -> tuple[Samples | None, list[Note]]:
+    """What to rank and to judge candidates on, drawn from calibration (or training) data."""
     dataset = ctx.data.calibration
     if dataset is None:
         why = "no calibration data: channels ranked by weights, statistics not refreshed"
