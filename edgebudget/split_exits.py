@@ -4,8 +4,8 @@ Every operator that multiplies runs in the first segment whose exit needs it, an
 Where to cut between two segments is a minimum cut over what is handed over: a tensor costs its
 bytes, and cheap operators may move. One that only later segments need may run earlier (so that a
 float tensor is rounded before it crosses), one that both sides need may run on both (so that what
-crosses is the tensor before it was widened). Dequantized tensors never cross, only the integers
-they are made of: each side dequantizes for itself, as its integer kernels expect.
+crosses is the tensor before it was widened). Dequantizing is free, so that integers cross and not
+the wider floats made of them: each side dequantizes for itself, as its integer kernels expect.
 
 The operators and their operands are those of the whole graph. An engine that rounds an operator
 the same way in both gives the same bits: integer kernels do; float kernels may be fused otherwise.
@@ -38,7 +38,7 @@ _MOVABLE = (
 )
 _FREE = frozenset({"DequantizeLinear"})  # part of the operator that reads it
 _OPS_PER_BYTE = 8  # a byte handed over is written, kept and read again outside the engine's caches
-_SOURCE, _SINK = "source", "sink"
+_SOURCE, _SINK = -1, -2  # beside nodes, which are numbers from 0, and tensors, which are names
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +191,8 @@ class _Whole:
 
     def _price(self, name: str) -> int:
         """What handing a tensor over costs; 0: it cannot be."""
-        at = self.producer.get(name)
         found = self._known.get(name)
         if found is None or not found.shape:  # samples are told apart along the first axis
-            return 0
-        if at is not None and self.nodes[at].op_type == "DequantizeLinear":
             return 0
         return max(1, found.nbytes) * _OPS_PER_BYTE
 
