@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebudget import planner, registry, target_registry
+from edgebudget import planner, registry
 from edgebudget.artifact import writing
-from edgebudget.assemble import Result, versions, write_artifact
-from edgebudget.cache import Cache, key
-from edgebudget.evaluate import Predictions, predict, runner_of, score
+from edgebudget.assemble import Result, write_artifact
+from edgebudget.evaluate import Predictions
 from edgebudget.events import Emit, Said, ignore
-from edgebudget.facts import FACTS
 from edgebudget.harm import undo_harm
-from edgebudget.pipeline import Built, Setting, run_steps
+from edgebudget.job import Job, check_quality_limit, prepare, reference_of
+from edgebudget.pipeline import run_steps
 from edgebudget.plan import Plan, load_plan
 from edgebudget.planner import Proposal
-from edgebudget.static_cost import static_cost
 from edgebudget.verify import Depth, file_cost, look, nearest, prove
-from edgebudget.workload_loading import load_workload
-from edgebudget_runtime.budget import Budget, Limit
-from edgebudget_runtime.errors import InfeasibleError, MissedError, TargetError
+from edgebudget_runtime.budget import Budget
+from edgebudget_runtime.errors import InfeasibleError, MissedError
 
 if TYPE_CHECKING:
+    from edgebudget.elastic_compile import Elastic
     from edgebudget.program import PassRecord
-    from edgebudget.target import Target
-    from edgebudget.workload import Workload
     from edgebudget_runtime.manifest import Manifest
 
 _DRAFTS = 4  # how often the MACs bound is tightened for bytes, memory or latency
@@ -44,18 +38,6 @@ class CompileResult:
 
     out: Path
     manifest: Manifest
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Everything one compile works with."""
-
-    workload: Workload
-    target: Target
-    setting: Setting
-    start: Built  # the original, as given
-    graph: Built  # the original, as a float graph
-    settings: dict[str, Any]  # what a replay needs, for recipe.toml
 
 
 def compile(
@@ -72,11 +54,13 @@ def compile(
     seed: int = 0,
     verify: Depth = "sample",
     force: bool = False,
+    elastic: Elastic | None = None,
     on_event: Emit = ignore,
 ) -> CompileResult:
     """Compile `model` for `target` so that every limit of `budget` is proven on the files.
 
     `model` is a zoo name, `file.py:function`, `.pt2`, `.onnx`, or a Hugging Face folder or id.
+    `elastic` makes several sub-networks, for the runtime to choose from.
 
     Raises:
         UsageError: EB1xx, an argument or the plan is wrong.
@@ -89,11 +73,17 @@ def compile(
     out = Path(out)
     with writing(out, force=force) as folder:
         given = load_plan(plan) if isinstance(plan, Path) else plan
-        job = _prepare(
+        job = prepare(
             model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
         )
         with closing(job.setting.cache):
-            manifest = _compile(job, given, out, folder, verify)
+            if elastic is None:
+                manifest = _compile(job, given, out, folder, verify)
+            else:
+                from edgebudget.assemble_elastic import prove_and_write
+
+                steps = given or fitted(job, planner.propose(job.setting, job.start)).plan
+                manifest = prove_and_write(job, elastic, steps, out, folder, verify)
     return CompileResult(out, manifest)
 
 
@@ -114,7 +104,7 @@ def propose(
     Raises:
         As `compile`, except MissedError.
     """
-    job = _prepare(
+    job = prepare(
         model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
     )
     with closing(job.setting.cache):
@@ -122,15 +112,15 @@ def propose(
     return replace(proposal, plan=planner.with_settings(proposal.plan, **job.settings))
 
 
-def _compile(job: _Job, given: Plan | None, out: Path, folder: Path, depth: Depth) -> Manifest:
+def _compile(job: Job, given: Plan | None, out: Path, folder: Path, depth: Depth) -> Manifest:
     """Fill `folder`; what was missed or interrupted goes beside `out` instead."""
     if given is None:
-        proposal = _fit(job, planner.propose(job.setting, job.start))
+        proposal = fitted(job, planner.propose(job.setting, job.start))
         chosen = proposal.plan
     else:
         proposal, chosen = None, given
-    reference = _reference(job)
-    _check_quality_limit(job, reference)
+    reference = reference_of(job)
+    check_quality_limit(job, reference)
     tried: list[Result] = []
     try:
         for attempt in _attempts(job, chosen, proposal, tried):
@@ -155,67 +145,7 @@ def _compile(job: _Job, given: Plan | None, out: Path, folder: Path, depth: Dept
         raise
 
 
-def _prepare(
-    model: str,
-    target: str,
-    budget: Budget,
-    weights: Path | None,
-    data: str | None,
-    task: str | None,
-    input_shape: tuple[int, ...] | None,
-    seed: int,
-    emit: Emit,
-) -> _Job:
-    began = time.monotonic()
-    the_target = target_registry.get(target)
-    spec = the_target.spec
-    state = the_target.available()
-    if not state.ok:
-        raise TargetError("EB601", f"{spec.name}: {state.why}", hint=state.install)
-    workload = load_workload(
-        model, weights=weights, data=data, task=task, input_shape=input_shape, seed=seed
-    )
-    if budget.limit("fallback_nodes") is None and spec.max_fallback is not None:
-        limit = Limit("fallback_nodes", float(spec.max_fallback))
-        budget = replace(budget, limits=(*budget.limits, limit))
-    sets = {"calibration": workload.data.calibration, "train": workload.data.train}
-    content = {
-        "versions": versions(),
-        "model": workload.digest,
-        "data": {k: None if d is None else d.digest() for k, d in sets.items()},
-        "task": workload.task.metric,
-        "target": dataclasses.asdict(spec),
-        "max_drop": budget.max_drop,
-        "seed": seed,
-    }
-    setting = Setting(
-        workload=workload,
-        target=spec,
-        budget=budget,
-        facts=FACTS,
-        cost=static_cost,
-        seed=seed,
-        cache=Cache(emit=emit),
-        emit=emit,
-        key=key(content),
-        deadline=None if budget.time_limit_s is None else began + budget.time_limit_s,
-    )
-    start = Built(workload.program, (), setting.key)
-    graph = run_steps(setting, start, ())
-    settings = {
-        "model": model,
-        "target": spec.name,
-        "seed": seed,
-        "data": data,
-        "task": task,
-        "input_shape": None if input_shape is None else list(input_shape),
-        "model_sha256": workload.digest,
-        "limits": [f"{x.resource} <= {x.bound:.12g} ({x.statistic})" for x in budget.limits],
-    }
-    return _Job(workload, the_target, setting, start, graph, settings)
-
-
-def _fit(job: _Job, proposal: Proposal) -> Proposal:
+def fitted(job: Job, proposal: Proposal) -> Proposal:
     """Tighten the MACs bound until an untrained draft keeps bytes, memory and latency too.
 
     Raises:
@@ -246,7 +176,7 @@ def _fit(job: _Job, proposal: Proposal) -> Proposal:
     return proposal
 
 
-def _draft_cost(job: _Job, plan: Plan) -> Any:
+def _draft_cost(job: Job, plan: Plan) -> Any:
     """Cost of the plan's result without its training: weights' values do not change a cost."""
     import tempfile
 
@@ -263,7 +193,7 @@ def _draft_cost(job: _Job, plan: Plan) -> Any:
     return cost
 
 
-def _shown(job: _Job, cost: Any) -> str:
+def _shown(job: Job, cost: Any) -> str:
     return ", ".join(
         f"{v.limit.resource} {v.actual:.6g} (limit {v.limit.bound:.6g})"
         for v in job.setting.budget.violations(cost)
@@ -271,48 +201,8 @@ def _shown(job: _Job, cost: Any) -> str:
     )
 
 
-def _reference(job: _Job) -> Predictions | None:
-    """The original's answers on the evaluation set, from the cache when they are there."""
-    dataset = job.workload.data.evaluation
-    if dataset is None:
-        return None
-    import numpy as np
-    from safetensors.numpy import load_file, save_file
-
-    cache = job.setting.cache
-    where = key({"model": job.graph.key, "data": dataset.digest(), "versions": versions()})
-    if folder := cache.get(where):
-        stored = load_file(folder / "answers.safetensors")
-        labels = stored.pop("labels", None)
-        return Predictions({k.removeprefix("out:"): v for k, v in stored.items()}, labels)
-    run = runner_of(job.graph.program)
-    found = predict(run, dataset, work="evaluate the original", emit=job.setting.emit)
-    arrays = {f"out:{k}": np.ascontiguousarray(v) for k, v in found.outputs.items()}
-    if found.labels is not None:
-        arrays["labels"] = np.ascontiguousarray(found.labels)
-    cache.put(where, lambda f: save_file(arrays, f / "answers.safetensors"))
-    return found
-
-
-def _check_quality_limit(job: _Job, reference: Predictions | None) -> None:
-    """Refuse a quality that even the original does not have, or a metric that does not work.
-
-    Raises:
-        InfeasibleError: EB405.
-    """
-    if reference is None or job.workload.task.needs_reference:
-        return
-    have, wanted = score(job.workload.task, reference, reference), job.setting.budget.min_quality
-    if wanted is not None and have.value < wanted:
-        raise InfeasibleError(
-            "EB405",
-            f"--min-quality {wanted:g}: the original itself reaches {have.metric} {have.value:.4f}",
-            hint=f"ask for at most {have.value:.4f}, or start from a better model",
-        )
-
-
 def _attempts(
-    job: _Job, plan: Plan, proposal: Proposal | None, tried: Sequence[Result]
+    job: Job, plan: Plan, proposal: Proposal | None, tried: Sequence[Result]
 ) -> Iterator[Plan]:
     """The plan as it is; where only quality misses, a plan of ours once more with recovery."""
     yield plan
@@ -331,7 +221,7 @@ def _attempts(
 
 
 def _try(
-    job: _Job,
+    job: Job,
     plan: Plan,
     proposal: Proposal | None,
     reference: Predictions | None,
@@ -363,12 +253,12 @@ def _try(
     tried[-1] = replace(result, proof=proof)
 
 
-def _nearest(job: _Job, tried: Sequence[Result]) -> Result:
+def _nearest(job: Job, tried: Sequence[Result]) -> Result:
     winner = nearest([r.proof for r in tried], job.setting.budget)
     return next(r for r in tried if r.proof is winner)
 
 
-def _save(job: _Job, result: Result, folder: Path) -> Manifest:
+def _save(job: Job, result: Result, folder: Path) -> Manifest:
     """Fill an artifact's folder with what was built."""
     source, segments = result.lowered.file.parent, folder / "segments"
     shutil.copytree(source, segments)
@@ -381,7 +271,7 @@ def _save(job: _Job, result: Result, folder: Path) -> Manifest:
     return write_artifact(folder, kept, job.workload, job.target, job.setting)
 
 
-def _save_aside(job: _Job, result: Result, out: Path, why: str) -> Path:
+def _save_aside(job: Job, result: Result, out: Path, why: str) -> Path:
     """Keep what was built beside `out`, under a name that nobody takes for a proven artifact."""
     aside = out.with_name(f"{out.name}.{why}")
     with writing(aside, force=True) as folder:
@@ -389,7 +279,7 @@ def _save_aside(job: _Job, result: Result, out: Path, why: str) -> Path:
     return aside
 
 
-def _advice(job: _Job, result: Result) -> str:
+def _advice(job: Job, result: Result) -> str:
     proof = result.proof
     if proof.drop is not None and job.setting.budget.max_drop is not None:
         return f"what would fit: --max-drop {max(proof.drop, 0.0) * 100:.2f}%"

@@ -111,6 +111,11 @@ def _copied(built: Built) -> Built:
     return replace(built, program=replace(built.program, body=copy.deepcopy(built.program.body)))
 
 
+def derived(key: str, content: Mapping[str, Any]) -> str:
+    """Fingerprint of something cut out of what `key` stands for."""
+    return _digest({"before": key, "part": dict(content)})
+
+
 def step_key(setting: Setting, before: str, step: Step) -> str:
     """Fingerprint of a step's result."""
     p = registry.get(step.name)

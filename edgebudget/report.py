@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from edgebudget import report_svg
+from edgebudget.report_frontier import chapter
 from edgebudget.report_markup import (
     NAMES,
     Markup,
@@ -42,7 +43,9 @@ def render(manifest: m.Manifest) -> str:
         tag("title", f"edgebudget: {manifest.name}"),
         tag("style", Markup(CSS)),
     )
-    sections = (_limits, _summary, _candidates, _layers, _placement, _passes, _notes, _provenance)
+    sections = (
+        _limits, _summary, chapter, _candidates, _layers, _placement, _passes, _notes, _provenance
+    )  # fmt: skip
     body = tag("main", _header(manifest), *(section(manifest) for section in sections), _legend())
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
 

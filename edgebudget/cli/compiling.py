@@ -12,8 +12,10 @@ import typer
 from edgebudget.cli import options as o
 from edgebudget.cli.output import write, write_json, write_table
 from edgebudget.cli.progress import listening
+from edgebudget_runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgebudget.elastic_compile import Elastic
     from edgebudget.planner import Proposal
     from edgebudget_runtime.manifest import Manifest, Quality
 
@@ -56,6 +58,21 @@ def compile_(
     verify: Annotated[
         Depth, typer.Option("--verify", help="How much the target's own engine runs.")
     ] = Depth.SAMPLE,
+    elastic: Annotated[
+        str | None,
+        typer.Option(
+            "--elastic",
+            metavar="DIMENSIONS",
+            help="Make several sub-networks: exit,depth,width,resolution, or auto.",
+        ),
+    ] = None,
+    subnetworks: Annotated[
+        int, typer.Option("--subnetworks", help="With --elastic: how many to keep at most.")
+    ] = 6,
+    confidence: Annotated[
+        str | None,
+        typer.Option("--confidence", help="With --elastic: certify exits for --max-drop: 95%."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact at --out.")] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -74,12 +91,27 @@ def compile_(
         result = compiler.compile(
             model, out=out, target=target, budget=budget, weights=weights, data=data, task=task,
             input_shape=shape, plan=plan, seed=seed, verify=verify.value, force=force,
-            on_event=emit,
+            elastic=_elastic(elastic, subnetworks, confidence), on_event=emit,
         )  # fmt: skip
     if as_json:
         write_json(summary(result.out, result.manifest))
     else:
         _show_result(result.out, result.manifest)
+
+
+def _elastic(text: str | None, subnetworks: int, confidence: str | None) -> Elastic | None:
+    if text is None:
+        if confidence is not None:
+            raise UsageError(
+                "EB156",
+                "--confidence certifies exits, and there are none without --elastic",
+                hint="add --elastic exit",
+            )
+        return None
+    from edgebudget.elastic_compile import Elastic
+
+    level = None if confidence is None else o.parse_share("--confidence", confidence)
+    return Elastic.parse(text, subnetworks, level)
 
 
 def summary(out: Path, manifest: Manifest) -> dict[str, Any]:
@@ -129,6 +161,12 @@ def _show_result(out: Path, manifest: Manifest) -> None:
         bound, value = _level(limit.kind, limit.bound), _level(limit.kind, limit.value)
         verdict = "proven" if limit.holds else "not proven"
         write(f"{limit.kind.replace('_', ' ')} {bound}: {value}, {verdict}")
+    if len(manifest.subnetworks) > 1:
+        points = len(manifest.operating_points)
+        write(
+            f"{len(manifest.subnetworks)} sub-networks, {points} operating points: "
+            f"see `edgebudget frontier {out}`"
+        )
     write(f"artifact {out}, report {out / 'report.html'}")
 
 

@@ -99,3 +99,18 @@ def write_file(path: Path, text: str) -> None:
         raise UsageError(
             "EB108", f"{path} cannot be written: {e.strerror}", hint="name another --out"
         ) from e
+
+
+def parse_share(option: str, text: str) -> float:
+    """A share between 0 and 1, from `95%` or `0.95`.
+
+    Raises:
+        UsageError: EB157, it is something else.
+    """
+    try:
+        value = float(text.rstrip("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1.0:
+        raise UsageError("EB157", f"{option} {text} is not between 0 and 1", hint="write 95%")
+    return value
