@@ -141,6 +141,7 @@ def fit(head: Head, features: Tensor, lesson: Lesson, how: Fitting) -> None:
     middle, spread = torch.zeros(1), torch.ones(1)
     if plain:  # features of unlike size would each want their own rate
         middle, spread = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
+    head.start_at(lesson.answers.mean(0))
     for m in head.modules():
         m.training = isinstance(m, nn.modules.batchnorm._BatchNorm)
     optimizer = torch.optim.AdamW(head.parameters(), lr=_FIT_RATE, weight_decay=1e-3)

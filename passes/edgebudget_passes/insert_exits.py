@@ -121,8 +121,13 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     mode = _mode(config, ctx, training)
     trained = training.run(start, mode)
     notes += training.notes
-    result, described, declined = _kept(program, trained, chosen, training, found, floor)
-    return PassResult(result, (*notes, *described), declined, training.ended_early)
+    result, described, dropped = _kept(program, trained, chosen, training, found, floor)
+    if not described:
+        why = "no exit is better than a constant answer once trained"
+        return replace(
+            _declined(program, why, [*notes, *dropped]), ended_early=training.ended_early
+        )
+    return PassResult(result, (*notes, *described), dropped, training.ended_early)
 
 
 def _check(config: Config) -> None:
@@ -305,7 +310,7 @@ def _kept(
         training.ctx.emit(Said("info", f"insert_exits: exit {note.where} dropped: {note.why}"))
     left = [k for k in range(len(chosen)) if k not in dropped]
     if not left:
-        return program, [], (*declined, Note("model", "no exits", "none is worth its cost"))
+        return program, [], declined
     heads = [trained.exits[k] for k in left]
     network = trained.with_heads(heads, [trained.taps[k] for k in left])
     result = replace(program, body=network, outputs=_outputs(program, len(left)))
