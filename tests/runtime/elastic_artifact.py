@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgebudget_runtime import integrity
+from edgebudget_runtime import device_id, engine, integrity, profile
 from edgebudget_runtime import manifest as m
 from edgebudget_runtime.cost import Cost, Figure, counted
+from edgebudget_runtime.errors import ArtifactError
+from edgebudget_runtime.profile import Profile
 
 Array = np.ndarray[Any, Any]
 
@@ -35,6 +38,7 @@ PATHS = {
     "narrow": ("t0", "t1"),
 }
 QUALITY = {"exit1": 0.5, "exit2": 0.7, "full": 0.9, "narrow1": 0.6, "narrow": 0.8}
+MS = {"s0": 1.0, "s1": 2.0, "s2": 4.0, "t0": 1.5, "t1": 2.0}  # of a made-up device
 HALF = {"s0": 0.95, "s1": 0.9}  # thresholds of the operating point "half"
 
 
@@ -116,9 +120,9 @@ def _model(id: str, given: m.Tensor, made: list[m.Tensor], weights: str) -> onnx
     eye.external_data.add(key="location", value=weights)
     constants = [
         eye,
-        numpy_helper.from_array(np.float32(OFFSETS[id]), "offset"),
-        numpy_helper.from_array(np.float32(STEP), "step"),
-        numpy_helper.from_array(np.int8(0), "zero"),
+        numpy_helper.from_array(np.array(OFFSETS[id], np.float32), "offset"),
+        numpy_helper.from_array(np.array(STEP, np.float32), "step"),
+        numpy_helper.from_array(np.array(0, np.int8), "zero"),
     ]
     graph = helper.make_graph(nodes, id, [_info(given)], [_info(t) for t in made], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -168,4 +172,35 @@ def _manifest(segments: tuple[m.Segment, ...]) -> m.Manifest:
         operating_points=(
             m.OperatingPoint("half", full, HALF, shares, _cost(full, shares), _quality(0.88), None),
         ),
+    )
+
+
+class Machine:
+    """A clock that only runs of segments move, `ms` each; `slow` adds to the next run of one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ms: Mapping[str, float] = MS) -> None:
+        self.now_s, self.ms, self.slow = 0.0, dict(ms), dict[str, float]()
+        self.ran: list[str] = []
+        self.fails: set[str] = set()
+        self._real = engine.run_session
+        monkeypatch.setattr(engine, "run_session", self._run)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def _run(self, session: Any, feed: Mapping[str, Array], *rest: Any) -> dict[str, Array]:
+        id = session.get_modelmeta().graph_name
+        self.ran.append(id)
+        self.now_s += (self.ms[id] + self.slow.pop(id, 0.0)) / 1e3
+        if id in self.fails:
+            raise ArtifactError("EB509", f"{id} does not work", hint="")
+        return self._real(session, feed, *rest)
+
+
+def profile_of(folder: Path, ms: Mapping[str, float] = MS) -> Profile:
+    """What a device knows whose segments always take `ms`."""
+    return Profile(
+        artifact=profile.digest(folder),
+        device=device_id.here(engine.CPU, engine.VERSION, 1),
+        samples_ms={s: (t,) * 200 for s, t in ms.items()},
     )

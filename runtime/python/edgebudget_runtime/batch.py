@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgebudget_runtime import inputs
 from edgebudget_runtime.errors import EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
+from edgebudget_runtime.manifest import Tensor
 from edgebudget_runtime.planner import Planner, View
 from edgebudget_runtime.policy import Ask, deadline
 from edgebudget_runtime.walk import Segments, Wish
@@ -180,3 +182,24 @@ def chunked(batch: Mapping[str, Array], start: int, size: int) -> dict[str, Arra
     if short <= 0:
         return parts
     return {k: np.concatenate([p, np.repeat(p[-1:], short, axis=0)]) for k, p in parts.items()}
+
+
+def check_batch(batch: Mapping[str, Array], tensors: Sequence[Tensor], size: int | None) -> int:
+    """How many inputs there are, each of them one that the model takes, `size` at a time.
+
+    Raises:
+        UsageError: EB171 to EB173.
+    """
+    counts = {len(a) if a.ndim else 0 for a in batch.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise UsageError(
+            "EB171",
+            "the inputs of a batch do not have one common first dimension of 1 or more: "
+            + ", ".join(f"{k} {list(a.shape)}" for k, a in batch.items()),
+            hint="stack the inputs: [N, ...]",
+        )
+    (count,) = counts
+    step = size or count
+    for start in range(0, count, step):
+        inputs.check(chunked(batch, start, step), tensors)
+    return count

@@ -18,15 +18,15 @@ def signal(scores: Array, kind: Signal, temperature: float) -> Array:
 
     max_softmax is the largest probability of `scores / temperature`; energy is `temperature`
     times the log of the sum of exponentials of it. A row with NaN or infinity gives -inf, so
-    that it reaches no threshold.
+    that it reaches no threshold; -inf in a row is a class that was ruled out.
     """
-    rows = scores.reshape(len(scores), -1).astype(np.float64)
-    usable = np.isfinite(rows).all(axis=1)
-    rows[~usable] = 0.0
-    rows /= temperature
-    top = rows.max(axis=1)
-    rows -= top[:, None]  # the exponentials cannot overflow
+    rows = np.divide(scores.reshape(len(scores), -1), temperature, dtype=np.float64)
+    top = rows.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinity less infinity: NaN, found below
+        rows -= top  # the exponentials cannot overflow
     total = np.exp(rows, out=rows).sum(axis=1)
-    sure: Array = 1.0 / total if kind == "max_softmax" else temperature * (top + np.log(total))
-    sure[~usable] = -np.inf
+    sure: Array = (
+        1.0 / total if kind == "max_softmax" else temperature * (top[:, 0] + np.log(total))
+    )
+    sure[~np.isfinite(sure)] = -np.inf
     return sure

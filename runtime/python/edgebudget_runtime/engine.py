@@ -88,13 +88,15 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def run_session(session: ort.InferenceSession, feed: Mapping[str, Array]) -> dict[str, Array]:
-    """Run once; names are the model's own.
+def run_session(
+    session: ort.InferenceSession, feed: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> dict[str, Array]:
+    """Run once; names are the model's own. Asking the session for its `outputs` takes time.
 
     Raises:
         ArtifactError: EB509 the engine failed.
     """
-    names = [o.name for o in session.get_outputs()]
+    names = [o.name for o in session.get_outputs()] if outputs is None else outputs
     try:
         values = session.run(names, dict(feed))
     except Exception as e:  # the engine raises a dozen unrelated types here

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Literal
 
 from edgebudget_runtime import engine, profile
@@ -51,7 +51,7 @@ class Profiling:
             found, self.note = profile.load(self._file, self._artifact, device, self._ids)
         self.planner = self._planner(found)
         self._thread: Thread | None = None
-        self._stop = Event()
+        self._stop, self._starting = Event(), Lock()
 
     @property
     def wanted(self) -> bool:
@@ -60,11 +60,17 @@ class Profiling:
 
     def start(self, segments: Segments, given: Mapping[str, Array]) -> None:
         """Measure in the background, on one input."""
-        copies = {k: a.copy() for k, a in given.items()}
-        self._thread = Thread(
-            target=self._measure, args=(segments, copies), name="edgebudget-profile", daemon=True
-        )
-        self._thread.start()
+        with self._starting:
+            if not self.wanted:  # another caller was first
+                return
+            copies = {k: a.copy() for k, a in given.items()}
+            self._thread = Thread(
+                target=self._measure,
+                args=(segments, copies),
+                name="edgebudget-profile",
+                daemon=True,
+            )
+            self._thread.start()
 
     def measure(self, segments: Segments, given: Mapping[str, Array]) -> None:
         """Measure now, on one input.

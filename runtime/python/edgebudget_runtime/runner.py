@@ -12,7 +12,7 @@ import numpy as np
 
 from edgebudget_runtime import engine, inputs, policy
 from edgebudget_runtime.async_runner import Threads
-from edgebudget_runtime.batch import Answers, Batch, chunked
+from edgebudget_runtime.batch import Answers, Batch, check_batch
 from edgebudget_runtime.cost import Cost, Resource
 from edgebudget_runtime.device_id import here
 from edgebudget_runtime.errors import EdgeBudgetError, UsageError
@@ -149,7 +149,7 @@ class Runner:
         planner = self._profiling.planner
         batch, tensors, places = self._joined(planner, inputs)
         size = next((t.shape[0] for t in tensors if t.shape), 1)
-        count = _check_batch(batch, tensors, size)
+        count = check_batch(batch, tensors, size)
         view = self._view(planner, places, macs, energy_mj)
         answers = Batch(self._segments, planner, wish, size or count, count).go(batch, view)
         self._telemetry.counters.add("batch inputs", count)
@@ -224,6 +224,11 @@ class Runner:
         return counts | {k: v for k, v in own.items() if v}
 
     @property
+    def open_segments(self) -> tuple[str, ...]:
+        """The segments that are loaded, the longest unused one first."""
+        return self._sessions.open_ids
+
+    @property
     def profile_note(self) -> str:
         """Why no profile is in use, or could not be kept; empty where all is well."""
         return self._profiling.note
@@ -279,17 +284,18 @@ class Runner:
     ) -> Outcome:
         macs, energy = planner.spent(way.all_ran)
         spent = Cost(macs=macs, energy_mj=energy, latency_ms=wall(seconds, 1))
+        broke = violations(asked, spent)
         return Outcome(
             outputs=way.best,
             ran=way.all_ran,
             spent=spent,
-            broke=violations(asked, spent),
+            broke=broke,
             engine=self._engine(),
             subnetwork=planner.name(way.answered),
             exit=way.answered[-1],
             confidence=way.confidence,
             degraded=way.degraded,
-            why=way.why,
+            why=way.why or ("there is nothing smaller" if broke else ""),
         )
 
     def _batch_outcome(
@@ -381,20 +387,3 @@ def _positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise UsageError("EB174", f"{name}={number} is not positive", hint="use 1 or more")
-
-
-def _check_batch(batch: Mapping[str, Array], tensors: Sequence[Tensor], size: int | None) -> int:
-    """How many inputs there are, each of them one that the model takes."""
-    counts = {len(a) if a.ndim else 0 for a in batch.values()}
-    if len(counts) != 1 or 0 in counts:
-        raise UsageError(
-            "EB171",
-            "the inputs of a batch do not have one common first dimension of 1 or more: "
-            + ", ".join(f"{k} {list(a.shape)}" for k, a in batch.items()),
-            hint="stack the inputs: [N, ...]",
-        )
-    (count,) = counts
-    step = size or count
-    for start in range(0, count, step):
-        inputs.check(chunked(batch, start, step), tensors)
-    return count

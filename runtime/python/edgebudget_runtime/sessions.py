@@ -115,17 +115,17 @@ class Sessions:
                 return session
             error = self._why_not(id)
         if error is not None:
-            raise _fresh(error)
+            raise error
         return None
 
     def _why_not(self, id: str) -> EdgeBudgetError | None:
         if id in self.damaged:
-            return self.damaged[id]
+            return _fresh(self.damaged[id])
         if id not in self._failed:
             return None
         when, error = self._failed[id]
         if 0.0 <= self._clock() - when < _RETRY_S:
-            return error
+            return _fresh(error)
         del self._failed[id]
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from edgebudget_runtime.errors import EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
 from edgebudget_runtime.manifest import Manifest
 from edgebudget_runtime.planner import Planner, View
-from edgebudget_runtime.policy import Ask, Fixed, Policy, Thresholds, deadline
+from edgebudget_runtime.policy import Ask, Fixed, Policy, Thresholds, best_within, deadline, paced
 from edgebudget_runtime.sessions import Sessions
+
+# Policies that never look at how sure an answer is: reading it would only take time.
+_BLIND: tuple[Policy, ...] = (best_within, deadline, paced)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Segments:
         self.answers = frozenset(
             s.id for s in manifest.segments if common <= {t.name for t in s.outputs}
         )
+        self._inputs = {s.id: [t.name for t in s.inputs] for s in manifest.segments}
+        self._outputs = {s.id: [t.name for t in s.outputs] for s in manifest.segments}
         self.sessions, self.clock = sessions, clock
 
     def run(self, id: str, state: dict[str, Array]) -> tuple[float, bool]:
@@ -52,9 +58,9 @@ class Segments:
             EdgeBudgetError: as `Sessions.get`; EB509 the engine failed.
         """
         session, opened = self.sessions.get(id)
-        feed = {t.name: state[t.name] for t in self.by_id[id].inputs}
+        feed = {n: state[n] for n in self._inputs[id]}
         start = self.clock()
-        state.update(engine.run_session(session, feed))
+        state.update(engine.run_session(session, feed, self._outputs[id]))
         return self.clock() - start, opened
 
     def confidences(self, id: str, state: Mapping[str, Array]) -> Array | None:
@@ -80,12 +86,14 @@ class Way:
 
     def __init__(self, segments: Segments, planner: Planner, view: View, wish: Wish) -> None:
         self._segments, self._planner, self._view, self._wish = segments, planner, view, wish
+        self._curious = wish.policy not in _BLIND and not isinstance(wish.policy, Fixed)
         self.slowdown = planner.latencies.slowdown
         self.ran: tuple[str, ...] = ()
         self.all_ran: tuple[str, ...] = ()  # with beginnings that had to be given up
         self.best: dict[str, Array] = {}
         self.answered: tuple[str, ...] = ()  # the path that gave `best`
         self.confidence: float | None = None
+        self._scores: dict[str, Array] = {}
         self.degraded = False
         self.why = ""
         self.opened = False
@@ -111,13 +119,21 @@ class Way:
                     raise
                 self._give_up(id, e)
                 if self.best:
-                    return
+                    break
                 state = dict(given)
                 self._choose()
                 continue
             self._advance(id, state, seconds, opened)
+        self._judge()
         if not self.degraded and self._cut_short():
             self.degraded = True
+
+    def _judge(self) -> None:
+        """How sure the answer is: the least sure row counts."""
+        if self.confidence is None:
+            sure = self._segments.confidences(self.answered[-1], self._scores)
+            if sure is not None and len(sure) and math.isfinite(least := float(sure.min())):
+                self.confidence = least
 
     def _advance(self, id: str, state: dict[str, Array], seconds: float, opened: bool) -> None:
         self.ran += (id,)
@@ -129,9 +145,11 @@ class Way:
             return
         self.best = {n: state[n] for n in self._segments.outputs}
         self.answered = self.ran
-        sure = self._segments.confidences(id, state)
-        least = None if sure is None or not len(sure) else float(sure.min())
-        self.confidence = least if least is not None and abs(least) != float("inf") else None
+        self.confidence = None
+        exit = self._segments.exits.get(id)
+        self._scores = {} if exit is None else {exit.output: state[exit.output]}
+        if self._curious:
+            self._judge()
         if self._view.front.beyond.get(self.ran):
             self._reconsider(id)
 
