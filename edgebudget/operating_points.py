@@ -7,7 +7,7 @@ files; every figure that is reported comes from the evaluation set, which decide
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
@@ -65,6 +65,7 @@ class Points:
 
     exits: tuple[Exit, ...] = ()
     points: tuple[OperatingPoint, ...] = ()  # by rising mean cost
+    asked: tuple[OperatingPoint, ...] = ()  # one for each budget, rising; some may be equal
     certified: OperatingPoint | None = None  # one of `points`, where it was asked for
     declined: str = ""
     fitted: tuple[Fitted, ...] = ()  # temperatures of every exit, the last included
@@ -125,7 +126,8 @@ def solve_points(
     solved = [(s.budget, s.thresholds) for s in solve(part, wanted)]
     points = [_point(read, f"mean-{100 * b / held.costs[-1]:.3g}", t) for b, t in solved]
     certified = None if promise is None else _certified(read, held, used, kept, promise)
-    return Points(exits, _distinct(points, certified), certified, "", fitted, chosen)
+    found = _distinct(points, certified)
+    return Points(exits, found, tuple(points), certified, "", fitted, chosen)
 
 
 def _certified(
@@ -278,12 +280,3 @@ def _scores(predictions: Predictions, output: str) -> Array:
 def _labels(predictions: Predictions) -> Array:
     assert predictions.labels is not None, "checked before"
     return predictions.labels.reshape(-1).astype(np.int64)
-
-
-def with_drop(point: OperatingPoint, original: Quality) -> OperatingPoint:
-    """A certified point whose certificate also says what was lost on the evaluation set."""
-    if point.certificate is None or point.quality is None:
-        return point
-    drop = 1.0 - point.quality.value / original.value if original.value > 0 else 0.0
-    how = f"{point.certificate.how}; lost on {point.quality.count} evaluation samples: {drop:.2%}"
-    return replace(point, certificate=replace(point.certificate, how=how))
