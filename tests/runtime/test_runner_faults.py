@@ -261,6 +261,20 @@ def test_a_policy_of_ones_own_that_fails(folder: Path) -> None:
         Runner(folder, profile=False).run(X, policy=lambda front, ask, bounds: Choice(99))
 
 
+def test_what_is_known_to_fail_is_left_out_midway_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ambitious(front: Front, ask: Ask, bounds: Bounds) -> Choice:
+        """To the second exit, and after the first on to the end."""
+        best = "full" if ask.ran and "full" in front.index else "exit2"
+        return Choice(front.index[best])
+
+    refuse_to_open(monkeypatch, MemoryError(), "s2")
+    runner = Runner(folder, policy=ambitious, profile=False)
+    right(runner.run(X), "exit2", "s2 failed")
+    right(runner.run(X), "exit2", "s2 failed")
+
+
 def test_a_fault_under_many_callers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = refuse_to_open(monkeypatch, MemoryError(), "s2")
     runner = Runner(folder, threads=1, profile=False)

@@ -117,10 +117,11 @@ class Way:
             except EdgeBudgetError as e:
                 if isinstance(e, UsageError) and e.code in {"EB174", "EB175"} and not self.best:
                     raise
-                self._give_up(id, e)
                 if self.best:
+                    self._stop(_failed(id, e))
                     break
-                state = dict(given)
+                self._leave_out(id, e)
+                state, self.ran, self._path = dict(given), (), ()
                 self._choose()
                 continue
             self._advance(id, state, seconds, opened)
@@ -155,19 +156,15 @@ class Way:
 
     def _reconsider(self, id: str) -> None:
         """After an answer: stop, go on, or go on to somewhere else."""
-        late = self._left_ms()
+        left = self._left_ms()
         try:
-            self._path = self._ask()
+            self._choose()
         except Exception as e:  # a policy of the user's own; the answer stands
-            self._stop(f"the policy failed after {id}: {engine.first_line(e)}")
+            self._stop(f"no way on after {id}: {engine.first_line(e)}")
             return
-        if late is not None and late <= 0 and not isinstance(self._wish.policy, Fixed):
-            if len(self._path) > len(self.ran):
-                self._stop(f"out of time after {id}")
-        elif len(self._path) > len(self.ran):
-            known = self._segments.failure(self._path[len(self.ran) :])
-            if known is not None:
-                self._give_up(*known)
+        late = left is not None and left <= 0 and not isinstance(self._wish.policy, Fixed)
+        if late and len(self._path) > len(self.ran):
+            self._stop(f"out of time after {id}")
 
     def _choose(self) -> None:
         """Ask the policy; paths with a segment known to fail are left out, with a reason."""
@@ -175,10 +172,10 @@ class Way:
             self._path = self._ask()
             if self._first is None:
                 self._first = self._path
-            known = self._segments.failure(self._path)
+            known = self._segments.failure(self._path[len(self.ran) :])
             if known is None:
                 return
-            self._give_up(*known)
+            self._leave_out(*known)
 
     def _ask(self) -> tuple[str, ...]:
         view, wish = self._view, self._wish
@@ -200,18 +197,14 @@ class Way:
             self.why = choice.why
         return view.front.options[choice.place].path
 
-    def _give_up(self, id: str, error: EdgeBudgetError) -> None:
-        """Keep the answer there is, or narrow the choice and begin again."""
+    def _leave_out(self, id: str, error: EdgeBudgetError) -> None:
+        """Narrow the choice to what does without this segment."""
         self._avoid[id] = error
-        reason = f"{id} failed: [{error.code}] {error.what}"
-        if self.best:
-            self._stop(reason)
-            return
         left = self._planner.without(self._view.places, self._avoid)
         if not left:
             raise error
-        self._view, self.ran, self._path = self._planner.view(left), (), ()
-        self.degraded, self.why = True, reason
+        self._view = self._planner.view(left)
+        self.degraded, self.why = True, _failed(id, error)
 
     def _stop(self, why: str) -> None:
         self._path, self.degraded, self.why = self.ran, True, why
@@ -232,3 +225,7 @@ class Way:
             return self.answered != policy.point.path and not sure
         at = self._planner.front.at
         return at[self.answered] < at[self._first or self.answered]
+
+
+def _failed(id: str, error: EdgeBudgetError) -> str:
+    return f"{id} failed: [{error.code}] {error.what}"
