@@ -115,11 +115,32 @@ def test_impossible_durations_are_counted_and_change_nothing() -> None:
 
 def test_a_path_is_bounded_by_its_parts_until_it_has_a_history_of_its_own() -> None:
     found = Latencies(PATHS, USUAL)
-    assert found.whole_ms[1] == found.whole_ms[0] + found.rest_ms(1, 1)
+    assert found.whole_ms[1] == pytest.approx(found.whole_ms[0] + found.rest_ms(1, 1))
     for _ in range(120):
         found.observe_path(("a", "b"), 2.6, 1.0)
     assert found.whole_ms[1] == 2.6
     assert found.rest_ms(1, 0) == 2.6
+
+
+def test_parts_that_are_late_independently_add_in_squares() -> None:
+    rng = np.random.default_rng(5)
+    drawn = {s: [float(x) for x in rng.lognormal(0.0, 0.1, 250)] for s in "ab"}
+    found = Latencies((("a",), ("b",), ("a", "b")), drawn)
+    excess = [found.whole_ms[i] - np.median(drawn[s]) for i, s in enumerate("ab")]
+    assert found.whole_ms[2] == pytest.approx(2.0 + math.hypot(*map(float, excess)), rel=0.03)
+
+
+def test_what_is_kept_begins_the_next_time_as_it_was() -> None:
+    rng = np.random.default_rng(6)
+    first = Latencies(PATHS, USUAL)
+    for _ in range(2000):
+        first.observe("a", float(rng.lognormal(0.0, 0.2)))
+    kept = first.history()
+    second = Latencies(PATHS, kept)
+    assert second.segment_ms("a") == pytest.approx(1.0)
+    assert second.whole_ms[0] == pytest.approx(first.whole_ms[0] * first.slowdown, rel=0.3)
+    for segment, samples in Latencies(PATHS, second.history()).history().items():
+        assert samples == pytest.approx(kept[segment])
 
 
 def test_the_reach_is_the_least_bound_of_what_is_as_good() -> None:

@@ -22,7 +22,8 @@ TARGET = 0.01  # the part of the requests that may take longer than their bound
 
 _GAMMA = 0.005  # how far one miss moves alpha
 _BEYOND = 1.25  # times the largest latency seen, where history cannot bound the next one
-_RISE, _FALL = 0.5, 0.1  # how fast the slowdown follows a slower and a faster run
+_RISE, _FALL = 0.5, 0.25  # how fast the slowdown follows a slower and a faster run
+_SPREAD = 0.5  # standard deviations of the slowdown that its factor includes
 _LARGEST_RATIO = 8.0  # one stall is not a slowdown of hundreds
 _LONGEST_MS = 600_000.0
 _ABSURD = 1000.0  # times the usual latency: the clock jumped, or the machine slept
@@ -110,7 +111,7 @@ class Slowdown:
         weight = _RISE if gap > 0 else _FALL
         self.mean += weight * gap
         self._variance = (1.0 - weight) * (self._variance + weight * gap * gap)
-        self.factor = self.mean + math.sqrt(self._variance)
+        self.factor = self.mean + _SPREAD * math.sqrt(self._variance)
 
 
 class Latencies:
@@ -154,8 +155,7 @@ class Latencies:
 
     def rest_ms(self, option: int, done: int) -> float:
         """Bound on what is left of one path after `done` segments, before the slowdown."""
-        rest = sum(self._segments[s].value for s in self.paths[option][done:])
-        return min(rest, self.whole_ms[option])
+        return min(self._parts_ms(self.paths[option][done:]), self.whole_ms[option])
 
     def segment_ms(self, segment: str) -> float | None:
         """The usual latency of a segment on this device, None when not known yet."""
@@ -206,9 +206,15 @@ class Latencies:
                 self._refresh([i for i, p in enumerate(self.paths) if p == path])
 
     def history(self) -> dict[str, tuple[float, ...]]:
-        """The remembered latencies of every segment that has run, free of slowdowns, in ms."""
+        """The remembered latencies of every segment that has run, at the usual speed, in ms."""
+        found = {}
         with self._lock:
-            return {s: ring.history() for s, ring in self._segments.items() if len(ring)}
+            for segment, ring in self._segments.items():
+                median = ring.median()
+                if median is not None:
+                    scale = self._usual.get(segment, median) / median
+                    found[segment] = tuple(ms * scale for ms in ring.history())
+        return found
 
     def _begin(self, segment: str, samples: Sequence[float]) -> None:
         ring = self._segments[segment]
@@ -256,12 +262,25 @@ class Latencies:
 
     def _refresh(self, options: Sequence[int]) -> None:
         for i in options:
-            path = self.paths[i]
-            total = sum(self._segments[s].value for s in path)
-            whole = self._whole[path]
-            # The sum supposes that every segment is slow at once; the path's own history knows.
-            self.whole_ms[i] = whole.value if whole.enough else total
+            whole = self._whole[self.paths[i]]
+            self.whole_ms[i] = whole.value if whole.enough else self._parts_ms(self.paths[i])
         best = math.inf
         for i in range(len(self.paths) - 1, -1, -1):
             best = min(best, self.whole_ms[i])
             self.reach_ms[i] = best
+
+    def _parts_ms(self, segments: Sequence[str]) -> float:
+        """Bound on a path from its parts: exact for one; of several, all are rarely late at once.
+
+        What makes all of them late is in the slowdown; what is left is independent, and adds in
+        squares. The path's own history corrects it.
+        """
+        usual = excess = 0.0
+        for segment in segments:
+            ring = self._segments[segment]
+            median = ring.median()
+            if median is None:
+                return math.inf
+            usual += median
+            excess += (ring.value - median) ** 2
+        return usual + math.sqrt(excess)
