@@ -64,6 +64,10 @@ def main(arguments: list[str]) -> int:
             front, samples, servers = _made()
         else:
             front, samples, servers = _compiled(options.artifact, Path(folder))
+        unknown = [o.id for o in front.options if o.quality is None]
+        if unknown:
+            sys.stderr.write(f"the quality of {', '.join(unknown)} is not known\n")
+            return 1
         usual = sorted(usual_ms(samples, o.path) for o in front.options)
         deadlines = [float(d) for d in np.geomspace(2 * usual[0], 2 * usual[-1], _DEADLINES)]
         with _burst_load.running(options.loaders):
@@ -91,7 +95,7 @@ def _real(
     front: Front, servers: Mapping[str, Serve], deadlines: Sequence[float], count: int
 ) -> dict[str, Any]:
     """Misses and mean quality of every policy at every deadline."""
-    quality = {o.id: o.quality or 0.0 for o in front.options}
+    quality = {o.id: o.quality for o in front.options if o.quality is not None}
     policies: dict[str, Policy] = {"chosen": deadline, **{id: Fixed(id) for id in quality}}
     missed = {n: np.zeros(len(deadlines), int) for n in policies}
     total = {n: np.zeros(len(deadlines)) for n in policies}
