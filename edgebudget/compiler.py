@@ -15,6 +15,7 @@ from edgebudget.artifact import writing
 from edgebudget.assemble import Result, write_artifact
 from edgebudget.evaluate import Predictions
 from edgebudget.events import Emit, Said, ignore
+from edgebudget.exits import exit_outputs
 from edgebudget.harm import undo_harm
 from edgebudget.job import Job, check_quality_limit, prepare, reference_of
 from edgebudget.pipeline import run_steps
@@ -60,7 +61,8 @@ def compile(
     """Compile `model` for `target` so that every limit of `budget` is proven on the files.
 
     `model` is a zoo name, `file.py:function`, `.pt2`, `.onnx`, or a Hugging Face folder or id.
-    `elastic` makes several sub-networks, for the runtime to choose from.
+    `elastic` makes several sub-networks, for the runtime to choose from; a model that comes with
+    early exits keeps them in any case.
 
     Raises:
         UsageError: EB1xx, an argument or the plan is wrong.
@@ -77,6 +79,8 @@ def compile(
             model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
         )
         with closing(job.setting.cache):
+            if elastic is None and len(exit_outputs(job.start.program.outputs)) > 1:
+                elastic = _own_exits()
             if elastic is None:
                 manifest = _compile(job, given, out, folder, verify)
             else:
@@ -85,6 +89,13 @@ def compile(
                 steps = given or fitted(job, planner.propose(job.setting, job.start)).plan
                 manifest = prove_and_write(job, elastic, steps, out, folder, verify)
     return CompileResult(out, manifest)
+
+
+def _own_exits() -> Elastic:
+    """A model that comes with exits keeps them."""
+    from edgebudget.elastic_compile import Elastic
+
+    return Elastic(("exit",))
 
 
 def propose(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgebudget.events import Advanced, Emit, Finished, Started, ignore
+from edgebudget.exits import exit_outputs
 from edgebudget.workload import Array, Dataset, Quality, Task, batches
 from edgebudget_runtime.errors import ArtifactError
 
@@ -104,12 +105,21 @@ def relative_drop(quality: Quality, original: Quality) -> float:
 
 
 def runner_of(program: Program, *, threads: int | None = None) -> Run:
-    """A function that runs a program on this machine's CPU, whatever its stage."""
+    """A function that runs a program on this machine's CPU, whatever its stage.
+
+    Of a program with early exits it gives the last answer alone.
+    """
+    early = exit_outputs(program.outputs)[:-1]
     if program.stage == "graph":
         from edgebudget.session import CpuSession
 
-        return CpuSession(program.body.SerializeToString(), threads=threads).run
-    return _module_runner(program)
+        session = CpuSession(program.body.SerializeToString(), threads=threads)
+        return _without(session.run, early) if early else session.run
+    return _without(_module_runner(program), early)
+
+
+def _without(run: Run, names: Collection[str]) -> Run:
+    return lambda inputs: {k: v for k, v in run(inputs).items() if k not in names}
 
 
 def _module_runner(program: Program) -> Run:

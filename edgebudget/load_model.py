@@ -7,7 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,6 +297,9 @@ def _zoo(name: str, weights: Path | None, input_shape: tuple[int, ...] | None) -
             raise ArtifactError("EB541", str(e), hint="install edgebudget again") from e
     inputs = (TensorSpec(entry.input_name, input_shape or entry.input_shape),)
     program, outputs = module_program(module, inputs, name)
+    if len(entry.outputs) > 1:  # early exits go by name
+        outputs = dict(zip(entry.outputs, outputs.values(), strict=True))
+        program = replace(program, outputs=entry.outputs)
     return LoadedModel(
         name=name,
         program=program,
