@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from edgebudget.distill import EveryExit, Loss
 from edgebudget.events import Said
 from edgebudget.program import Context, Note
-from edgebudget.train import Caller, TensorData, outputs_over
-from edgebudget_passes._exit_choice import Judge
+from edgebudget.train import Caller, outputs_over
+from edgebudget_passes._exit_choice import Judge, Lesson
 from edgebudget_passes._exit_network import ExitNetwork
 from edgebudget_passes._fine_tune import FineTune
 from edgebudget_passes._train_feed import Feed
@@ -54,7 +54,7 @@ class Training:
     steps: int
     weights: tuple[float, ...]  # of early exits
     settings: Mapping[str, Any]
-    held: TensorData
+    held: Lesson
     judge: Judge
     notes: list[Note] = field(default_factory=list)
     ended_early: Literal["", "deadline", "interrupt"] = ""
@@ -81,11 +81,24 @@ class Training:
 
     def answers(self, network: nn.Module) -> tuple[Tensor, ...]:
         """All exits' answers to the held-back samples."""
-        return outputs_over(self.forward, network, self.held, int(self.settings["batch"]))
+        return outputs_over(self.forward, network, self.held.data, int(self.settings["batch"]))
 
     def _frozen(self, start: ExitNetwork) -> ExitNetwork:
+        """Each head as trained, or as it was where that answered held-back samples better."""
         student = self._tuned(start, "frozen")
-        return start.with_heads(list(student.exits), start.taps)
+        before, after = (self._losses(self.answers(n)) for n in (start, student))
+        better = [b < a for a, b in zip(before, after, strict=True)]
+        if not all(better):
+            which = ", ".join(str(k + 1) for k, good in enumerate(better) if not good)
+            why = "training made the held-back loss worse"
+            self.notes.append(Note("training", f"heads kept as fitted: {which}", why))
+        pairs = zip(student.exits, start.exits, better, strict=True)
+        return start.with_heads([new if good else old for new, old, good in pairs], start.taps)
+
+    def _losses(self, answers: Sequence[Tensor]) -> list[float]:
+        """The held-back loss of each early exit."""
+        taught, labels = self.held.answers, self.held.data.labels if self.feed.labels else None
+        return [float(self.loss.loss((a,), (taught,), labels)) for a in answers[:-1]]
 
     def _tuned(self, start: ExitNetwork, mode: Mode) -> ExitNetwork:
         rates = (("exits.", _HEAD_RATE), ("network.", 1.0 if mode == "joint" else 0.0))

@@ -274,7 +274,7 @@ def _training(
         steps=steps,
         weights=config.weights[:exits],
         settings={**asdict(config), "optimizer": optimizer},
-        held=material.held.data,
+        held=material.held,
         judge=material.judge,
     )
 

@@ -455,6 +455,8 @@ def test_joint_training_that_harms_the_final_answer_is_not_kept(tmp_path: Path) 
     config = replace(QUICK, train="joint", lr=1.0, steps=8, warmup=0.0)
     before, result = _on_digits(tmp_path, config)
     assert any("kept=frozen" in n.what for n in result.did)
+    assert any("kept as fitted" in n.what for n in result.did)
+    assert len(result.program.outputs) >= 2
     assert np.array_equal(_answers(before)["scores"], _answers(result.program)["scores"])
 
 
