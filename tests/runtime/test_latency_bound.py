@@ -21,7 +21,7 @@ def test_no_history_bounds_nothing() -> None:
     found = Latencies(PATHS, {"a": [1.0]})
     assert found.whole_ms[0] < math.inf
     assert found.whole_ms[1] == found.rest_ms(1, 1) == math.inf
-    assert found.path_ms(1) is None
+    assert found.segment_ms("b") is None
 
 
 @given(st.lists(st.floats(0.01, 1e4), min_size=1, max_size=120), st.integers(1, 40))

@@ -161,12 +161,6 @@ class Latencies:
         """The usual latency of a segment on this device, None when not known yet."""
         return self._usual.get(segment)
 
-    def path_ms(self, option: int) -> float | None:
-        """The usual latency of a path, None when one of its segments has not run yet."""
-        parts = [self._usual.get(s) for s in self.paths[option]]
-        known = [p for p in parts if p is not None]
-        return sum(known) if len(known) == len(parts) else None
-
     def observe(self, segment: str, ms: float) -> None:
         """Take in what one run of a segment took, as soon as it has ended."""
         drifted = None
