@@ -207,12 +207,14 @@ def by_fisher(
 
 
 def _probe_loss(outputs: tuple[Tensor, ...], kind: TaskKind, draw: torch.Generator) -> Tensor:
-    if kind == "classification":
-        scores = outputs[0].flatten(0, -2)
-        with torch.no_grad():
-            drawn = torch.multinomial(scores.softmax(-1), 1, generator=draw).flatten()
-        return torch.nn.functional.cross_entropy(scores, drawn, reduction="sum")
     total = outputs[0].sum() * 0.0
+    if kind == "classification":
+        for y in outputs:  # every exit counts
+            scores = y.flatten(0, -2)
+            with torch.no_grad():
+                drawn = torch.multinomial(scores.softmax(-1), 1, generator=draw).flatten()
+            total = total + torch.nn.functional.cross_entropy(scores, drawn, reduction="sum")
+        return total
     for y in outputs:
         if y.is_floating_point():
             signs = torch.randint(0, 2, y.shape, generator=draw).to(y.dtype) * 2 - 1
