@@ -188,7 +188,10 @@ def by_fisher(
         for chunk in data.batches(batch):
             with torch.enable_grad():
                 loss = _probe_loss(forward(body, chunk.inputs), kind, draw)
-                grads = torch.autograd.grad(loss, [gates[n] for n in readers])
+                # A head of an exit does not act on the last answer.
+                grads = torch.autograd.grad(
+                    loss, [gates[n] for n in readers], materialize_grads=True, allow_unused=True
+                )
             slopes = {
                 n: g.reshape(len(g), -1).double() for n, g in zip(readers, grads, strict=True)
             }
