@@ -305,6 +305,7 @@ def test_compile_passes_everything_on(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     from edgebudget.compiler import CompileResult
+    from edgebudget.elastic_compile import Elastic
 
     seen: dict[str, Any] = {}
 
@@ -321,7 +322,7 @@ def test_compile_passes_everything_on(
         "--max-drop", "1%", "--min-quality", "0.8", "--max-fallback", "0", "--time-limit", "20m",
         "--data", "npz:d.npz", "--task", "classification", "--weights", "w.safetensors",
         "--input-shape", "1x3x224x224", "--plan", "p.toml", "--seed", "7", "--verify", "full",
-        "--force",
+        "--force", "--elastic", "exit,width", "--subnetworks", "4", "--confidence", "95%",
     ]  # fmt: skip
     assert main([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
@@ -330,6 +331,7 @@ def test_compile_passes_everything_on(
     assert "a library talks" in err
     budget = seen.pop("budget")
     del seen["on_event"]
+    assert seen.pop("elastic") == Elastic(("exit", "width"), 4, 0.95)
     assert seen == {
         "model": "m.onnx", "out": Path("o"), "target": "npu", "data": "npz:d.npz",
         "task": "classification", "weights": Path("w.safetensors"),
