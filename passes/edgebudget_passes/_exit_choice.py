@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,10 @@ from edgebudget.events import Advanced, Emit, Finished, Started
 from edgebudget.train import TensorData
 from edgebudget.workload import Task
 from edgebudget_passes._exit_heads import Design, Head, build, designs
-from edgebudget_passes._exit_network import TappedNetwork
+from edgebudget_passes._exit_network import Tap, TappedNetwork
 from edgebudget_passes._exit_places import Place, Survey
 from edgebudget_runtime.errors import UnsupportedError
 
-_FEATURE_BYTES = 8e8
 _FIT_BATCH = 64
 _FIT_RATE = 0.01
 _EARN = 0.005  # of the whole area: below, an exit is not worth a segment of its own
@@ -58,10 +57,6 @@ class Judge:
             return 0.0
         return float(np.std(gaps, ddof=1) / np.sqrt(count))
 
-    def take(self, rows: Tensor) -> Judge:
-        """The judge of some of the samples."""
-        return Judge(self.task, self.output, self.truth[rows])
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -81,14 +76,13 @@ class Lesson:
     data: TensorData
     answers: Tensor
 
-    def take(self, rows: Tensor) -> Lesson:
-        """Some of the samples."""
-        return Lesson(self.data.take(rows), self.answers[rows])
-
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """What quick fits need beside the samples."""
+    """What quick fits need beside the samples.
+
+    `live` trains convolutional heads on the still network, each given with its tap.
+    """
 
     loss: Loss
     steps: int
@@ -97,6 +91,7 @@ class Fitting:
     batch: int  # of the program
     seed: int
     emit: Emit
+    live: Callable[[Sequence[tuple[Tap, Head]]], tuple[list[Head], Sequence[Tensor]]]
 
 
 def fitted(
@@ -109,41 +104,41 @@ def fitted(
 ) -> list[Candidate]:
     """A fitted head for every design at every place, with its quality on held-back samples.
 
-    `network` taps the survey's places. The network stands still, so its features are kept.
+    `network` taps the survey's places and stands still: what linear heads read of it is computed
+    once. Maps are too large to be kept, and convolutions want more samples: those train live.
     """
-    heads: list[tuple[Place, Design, Head]] = []
+    linear: list[tuple[Place, Design, Head]] = []
+    grids: list[tuple[Place, Design, Head]] = []
     for i, place in enumerate(survey.places):
         options = designs(place, survey, share=how.share, batch=how.batch, multiple=how.multiple)
         for design in options:
-            heads.append((place, design, build(design, place, survey, _mixed(how.seed, i))))
-    rows = _affordable(network, [(p, h) for p, _, h in heads], learn.data)
-    learn = learn.take(_spaced(len(learn.data), rows))
-    few = _spaced(len(held.data), max(1, rows // 2))
-    held, judge = held.take(few), judge.take(few)
-    known = _features(network, heads, learn.data)
-    asked = _features(network, heads, held.data)
-    how.emit(Started("fit exits", len(heads)))
+            made = (place, design, build(design, place, survey, _mixed(how.seed, i)))
+            (grids if design.pooling == "grid" else linear).append(made)
+    known, asked = (_features(network, linear, x.data) for x in (learn, held))
+    how.emit(Started("fit exits", len(linear)))
     found = []
-    for i, (place, design, head) in enumerate(heads):
-        fit(head, known[i], learn, how)
+    for (place, design, head), features, others in zip(linear, known, asked, strict=True):
+        fit(head, features, learn, how)
         with torch.no_grad():
-            answers = head.answer(asked[i])
-        quality = judge.quality(answers)
+            quality = judge.quality(head.answer(others))
         found.append(Candidate(place, design, head, design.macs * how.batch, quality))
         how.emit(Advanced("fit exits", 1, f"{place.label}: {quality:.4f}"))
     how.emit(Finished("fit exits"))
+    if grids:
+        trained, answers = how.live([(place.tap, head) for place, _, head in grids])
+        for (place, design, _), head, given in zip(grids, trained, answers, strict=True):
+            quality = judge.quality(given)
+            found.append(Candidate(place, design, head, design.macs * how.batch, quality))
     return found
 
 
 def fit(head: Head, features: Tensor, lesson: Lesson, how: Fitting) -> None:
-    """Train a head in place on what its pooling gives; samples are drawn from the seed."""
+    """Train a linear head in place on what its pooling gives; the seed draws the samples."""
     plain = isinstance(head.trunk, nn.Identity)
     middle, spread = torch.zeros(1), torch.ones(1)
     if plain:  # features of unlike size would each want their own rate
         middle, spread = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     head.start_at(lesson.answers.mean(0))
-    for m in head.modules():
-        m.training = isinstance(m, nn.modules.batchnorm._BatchNorm)
     optimizer = torch.optim.AdamW(head.parameters(), lr=_FIT_RATE, weight_decay=1e-3)
     draw = np.random.default_rng([how.seed, 5])
     order: list[int] = []
@@ -161,7 +156,6 @@ def fit(head: Head, features: Tensor, lesson: Lesson, how: Fitting) -> None:
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimizer.step()
-    head.eval()
     optimizer.zero_grad(set_to_none=True)
     if plain:
         with torch.no_grad():
@@ -207,32 +201,14 @@ def best_exits(
 def _features(
     network: TappedNetwork, heads: Sequence[tuple[Place, Design, Head]], data: TensorData
 ) -> list[Tensor]:
-    """What the pooling of each head gives, [N, ...]; heads that pool alike share memory."""
-    kinds = [(p.tap, d.pooling, d.block) for p, d, _ in heads]
-    kept: dict[object, list[Tensor]] = {k: [] for k in kinds}
-    first = {k: i for i, k in reversed(list(enumerate(kinds)))}
+    """What the pooling of each head gives, [N, C]."""
+    kept: list[list[Tensor]] = [[] for _ in heads]
     with torch.no_grad():
         for part in data.batches(_FIT_BATCH):
             tapped = dict(zip(network.taps, network(*part.inputs)[1:], strict=True))
-            for kind, i in first.items():
-                place, _, head = heads[i]
-                kept[kind].append(head.pool(tapped[place.tap]).clone())
-    joined = {k: torch.cat(v) for k, v in kept.items()}
-    return [joined[k] for k in kinds]
-
-
-def _affordable(
-    network: TappedNetwork, heads: Sequence[tuple[Place, Head]], data: TensorData
-) -> int:
-    """How many samples' features fit in memory, the half that judges included."""
-    with torch.no_grad():
-        tapped = dict(zip(network.taps, network(*data.part(0, 1).inputs)[1:], strict=True))
-        size = sum(head.pool(tapped[place.tap]).numel() * 4 for place, head in heads)
-    return max(_FIT_BATCH, min(len(data), int(_FEATURE_BYTES / 1.5 / max(1, size))))
-
-
-def _spaced(count: int, wanted: int) -> Tensor:
-    return torch.arange(min(count, wanted))
+            for rows, (place, _, head) in zip(kept, heads, strict=True):
+                rows.append(head.pool(tapped[place.tap]).clone())
+    return [torch.cat(rows) for rows in kept]
 
 
 def _mixed(seed: int, index: int) -> int:

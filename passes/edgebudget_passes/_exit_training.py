@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from edgebudget.events import Said
 from edgebudget.program import Context, Note
 from edgebudget.train import Caller, outputs_over
 from edgebudget_passes._exit_choice import Judge, Lesson
+from edgebudget_passes._exit_heads import Head
 from edgebudget_passes._exit_network import ExitNetwork
 from edgebudget_passes._fine_tune import FineTune
 from edgebudget_passes._train_feed import Feed
@@ -50,9 +51,10 @@ class Training:
     teacher: nn.Module
     is_original: bool
     loss: Loss
-    feed: Feed
+    feed: Callable[[int], Feed]  # by number of steps
     steps: int
-    weights: tuple[float, ...]  # of early exits
+    weights: tuple[float, ...]  # of early exits in joint training; none: as usual
+    labels: bool
     settings: Mapping[str, Any]
     held: Lesson
     judge: Judge
@@ -68,7 +70,7 @@ class Training:
         if mode == "frozen":
             return self._frozen(start)
         before = self.judge.quality(self.answers(start)[-1])
-        student = self._tuned(start, "joint")
+        student = self._tuned(start, "joint", self.steps)
         after = self.judge.quality(self.answers(student)[-1])
         if before - after <= _allowed(self.judge, before):
             what = f"joint final_before={before:.4f} final_after={after:.4f} kept=joint"
@@ -79,13 +81,19 @@ class Training:
         self.ctx.emit(Said("warning", "insert_exits: the final answer suffered; heads alone learn"))
         return start if self.ended_early else self._frozen(start)
 
+    def fit(self, start: ExitNetwork, steps: int) -> tuple[list[Head], Sequence[Tensor]]:
+        """Heads after a few steps on the still network, and their held-back answers."""
+        student = self._tuned(start, "fit", steps)
+        heads = [head for head in student.exits if isinstance(head, Head)]
+        return heads, self.answers(student)[:-1]
+
     def answers(self, network: nn.Module) -> tuple[Tensor, ...]:
         """All exits' answers to the held-back samples."""
         return outputs_over(self.forward, network, self.held.data, int(self.settings["batch"]))
 
     def _frozen(self, start: ExitNetwork) -> ExitNetwork:
         """Each head as trained, or as it was where that answered held-back samples better."""
-        student = self._tuned(start, "frozen")
+        student = self._tuned(start, "frozen", self.steps)
         before, after = (self._losses(self.answers(n)) for n in (start, student))
         better = [b < a for a, b in zip(before, after, strict=True)]
         if not all(better):
@@ -97,20 +105,23 @@ class Training:
 
     def _losses(self, answers: Sequence[Tensor]) -> list[float]:
         """The held-back loss of each early exit."""
-        taught, labels = self.held.answers, self.held.data.labels if self.feed.labels else None
+        taught, labels = self.held.answers, self.held.data.labels if self.labels else None
         return [float(self.loss.loss((a,), (taught,), labels)) for a in answers[:-1]]
 
-    def _tuned(self, start: ExitNetwork, mode: Mode) -> ExitNetwork:
+    def _tuned(
+        self, start: ExitNetwork, mode: Literal["fit", "frozen", "joint"], steps: int
+    ) -> ExitNetwork:
         rates = (("exits.", _HEAD_RATE), ("network.", 1.0 if mode == "joint" else 0.0))
-        early = self.weights or (_EARLY_WEIGHT,) * len(start.taps)
+        early = self.weights[: len(start.taps)] if mode == "joint" else ()
+        early = early or (_EARLY_WEIGHT,) * len(start.taps)
         tuner = FineTune(
             student=copy.deepcopy(start),
-            teacher=None if mode == "frozen" and self.is_original else self.teacher,
+            teacher=None if mode != "joint" and self.is_original else self.teacher,
             forward=self.forward,
-            feed=self.feed,
+            feed=self.feed(steps),
             loss=EveryExit(self.loss, (*early, 1.0 if mode == "joint" else 0.0)),
             settings=self.settings,
-            steps=self.steps,
+            steps=steps,
             folder=self.ctx.workdir,
             deadline=self.ctx.deadline,
             emit=self.ctx.emit,

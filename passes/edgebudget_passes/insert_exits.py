@@ -10,6 +10,7 @@ pretrained networks as in "Shallow-Deep Networks", 2019.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -34,7 +35,8 @@ from edgebudget_passes._exit_choice import (
     fitted,
 )
 from edgebudget_passes._exit_graph import exit_macs
-from edgebudget_passes._exit_network import ExitNetwork, TappedNetwork
+from edgebudget_passes._exit_heads import Head
+from edgebudget_passes._exit_network import ExitNetwork, Tap, TappedNetwork
 from edgebudget_passes._exit_places import Survey, survey
 from edgebudget_passes._exit_training import Logarithms, Mode, Training, undominated
 from edgebudget_passes._train_feed import Feed, held_back, mirrors, training_data
@@ -49,17 +51,17 @@ class Config:
     """At most `exits` early exits; `train` is auto, frozen (heads alone) or joint (everything).
 
     `head_share` is the share of the model's MACs that one head may cost; `weights` are those of
-    the early exits in the joint loss (the final answer's is 1). `samples` and `fit_steps` are for
-    choosing places. `optimizer` auto is adamw for networks without batch normalisation. The other
-    settings are those of `recover`.
+    the early exits in the joint loss (the final answer's is 1, theirs 0.5 unless given). `samples`
+    and `fit_steps` are for choosing places. `optimizer` auto is adamw for networks without batch
+    normalisation. The other settings are those of `recover`.
     """
 
     exits: int = 4
     train: str = "auto"
-    head_share: float = 0.03
+    head_share: float = 0.05
     weights: tuple[float, ...] = ()
-    samples: int = 1024
-    fit_steps: int = 120
+    samples: int = 2048
+    fit_steps: int = 200
     steps: int = 0
     epochs: float = 2.0
     batch: int = 64
@@ -111,15 +113,14 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     assert dataset is not None
     material = _material(program, config, ctx, dataset, found)
     notes += material.notes
-    chosen, floor, why = _chosen(program, config, ctx, found, material)
+    training = _training(program, config, ctx, material)
+    chosen, floor, why = _chosen(program, config, ctx, found, material, training)
     if not chosen:
         return _declined(program, why, notes)
-    names = [s.name for s in program.inputs]
-    taps, heads = [c.place.tap for c in chosen], [c.head for c in chosen]
-    start = ExitNetwork(program.body, names, program.outputs[0], taps, heads).eval()
-    training = _training(program, config, ctx, material, len(chosen))
-    mode = _mode(config, ctx, training)
-    trained = training.run(start, mode)
+    start = _network(program, [(c.place.tap, c.head) for c in chosen])
+    trained = start
+    if not training.ended_early:
+        trained = training.run(start, _mode(config, ctx, training))
     notes += training.notes
     result, described, dropped = _kept(program, trained, chosen, training, found, floor)
     if not described:
@@ -128,6 +129,12 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
             _declined(program, why, [*notes, *dropped]), ended_early=training.ended_early
         )
     return PassResult(result, (*notes, *described), dropped, training.ended_early)
+
+
+def _network(program: Program, exits: Sequence[tuple[Tap, Head]]) -> ExitNetwork:
+    names = [s.name for s in program.inputs]
+    taps, heads = zip(*exits, strict=True)
+    return ExitNetwork(program.body, names, program.outputs[0], taps, heads).eval()
 
 
 def _check(config: Config) -> None:
@@ -209,7 +216,12 @@ def _material(
 
 
 def _chosen(
-    program: Program, config: Config, ctx: Context, found: Survey, material: _Material
+    program: Program,
+    config: Config,
+    ctx: Context,
+    found: Survey,
+    material: _Material,
+    training: Training,
 ) -> tuple[tuple[Candidate, ...], float, str]:
     """Fitted heads at the best places, the quality of a constant answer, and why there are none."""
     own = outputs_over(Caller.of(program), program.body, material.held.data, config.batch)[0]
@@ -230,6 +242,7 @@ def _chosen(
         batch=program.inputs[0].shape[0],
         seed=ctx.seed,
         emit=ctx.emit,
+        live=lambda exits: training.fit(_network(program, exits), config.fit_steps),
     )
     taps = [p.tap for p in found.places]
     tapped = TappedNetwork(program.body, names, program.outputs[0], taps).eval()
@@ -243,9 +256,7 @@ def _chosen(
     return chosen, floor, why
 
 
-def _training(
-    program: Program, config: Config, ctx: Context, material: _Material, exits: int
-) -> Training:
+def _training(program: Program, config: Config, ctx: Context, material: _Material) -> Training:
     batch = min(config.batch, len(material.indices))
     steps = config.steps or max(1, round(config.epochs * len(material.indices) / batch))
     names = tuple(s.name for s in program.inputs)
@@ -253,26 +264,30 @@ def _training(
     optimizer = config.optimizer
     if optimizer == "auto":
         optimizer = "sgd" if normed else "adamw"
-    feed = Feed.of(
-        material.dataset,
-        names,
-        material.indices,
-        batch=batch,
-        steps=steps,
-        seed=ctx.seed,
-        augment=material.augment,
-        labels=material.labels,
-        emit=ctx.emit,
-    )
+
+    def feed(steps: int) -> Feed:
+        return Feed.of(
+            material.dataset,
+            names,
+            material.indices,
+            batch=batch,
+            steps=steps,
+            seed=ctx.seed,
+            augment=material.augment,
+            labels=material.labels,
+            emit=ctx.emit,
+        )
+
     return Training(
         ctx=ctx,
-        forward=Caller(names, _outputs(program, exits)),
+        forward=Caller(names, program.outputs),  # a network with exits answers in a tuple
         teacher=material.teacher,
         is_original=material.is_original,
         loss=material.loss,
         feed=feed,
         steps=steps,
-        weights=config.weights[:exits],
+        weights=config.weights,
+        labels=material.labels,
         settings={**asdict(config), "optimizer": optimizer},
         held=material.held,
         judge=material.judge,
