@@ -19,7 +19,7 @@ import numpy as np
 from edgebudget.artifact import writing
 from edgebudget.certificate import split
 from edgebudget.datasets import Subset
-from edgebudget.evaluate import Predictions, score
+from edgebudget.evaluate import Predictions, predict, score
 from edgebudget.events import Emit, Said, ignore
 from edgebudget.joining import LARGE, SMALL, Part, both_costs, check_fit, copy_both
 from edgebudget.operating_points import Answers, Points, Promise, solve_points
@@ -110,7 +110,7 @@ def cascade(
             )
         sets = _sets(workload, wish, seed)
         segments = copy_both(parts, folder)
-        asked = _ask(segments, folder, parts[1].manifest.target.name, sets, workload, on_event)
+        asked = _ask(segments, folder, parts[1], sets, workload, on_event)
         points, chosen = _solve(parts, asked, workload, wish, seed)
         digests = {"held-back": sets[0].digest(), "evaluation": sets[1].digest()}
         manifest = _manifest(parts, segments, asked, points, chosen, wish, seed, digests)
@@ -188,7 +188,7 @@ def _sets(workload: Workload, wish: Wish, seed: int) -> tuple[Dataset, Dataset]:
 def _ask(
     segments: Sequence[m.Segment],
     folder: Path,
-    target: str,
+    large: Part,
     sets: tuple[Dataset, Dataset],
     workload: Workload,
     emit: Emit,
@@ -197,12 +197,25 @@ def _ask(
     from edgebudget import target_registry
     from edgebudget.chain import Chain
 
+    target = large.manifest.target.name
     engine = target_registry.get(target)
     state = engine.available()
     if not state.ok:
         raise TargetError("EB601", f"{target}: {state.why}", hint=state.install)
-    chain = Chain([folder / s.file for s in segments], engine, segments[0].outputs[0].name)
-    held, evaluation = (chain.predict(d, emit=emit) for d in sets)
+    output = segments[0].outputs[0].name
+    chain = Chain([folder / s.file for s in segments], engine, output)
+    # The data has the names of the large model's original; the chain has the small one's.
+    own = zip(large.segment.inputs, segments[0].inputs, strict=True)
+    names = {theirs.name: ours.name for theirs, ours in own}
+
+    def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return chain.run({names[k]: v for k, v in inputs.items()})
+
+    def answers(dataset: Dataset) -> tuple[Predictions, ...]:
+        found = predict(run, dataset, work=f"evaluate both on {dataset.name}", emit=emit)
+        return tuple(Predictions({output: found.outputs[e]}, found.labels) for e in chain.exits)
+
+    held, evaluation = (answers(d) for d in sets)
     qualities = tuple(score(workload.task, p, p) for p in evaluation)
     return _Asked(held, evaluation, qualities, score(workload.task, held[1], held[1]))
 
