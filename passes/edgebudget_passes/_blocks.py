@@ -189,7 +189,7 @@ class _Graph:
             if own:
                 inside = set(self._inside[own[0]])
                 made = [n for n in inside if any(u not in inside for u in n.users)]
-                gives_more = f"{own[0]} gives more than the branch"
+                gives_more = f"{own[0]} answers with more than the branch, or runs twice"
                 return (own[0], node) if made == [node] else gives_more
             sources = [s for s in node.all_input_nodes if self._before[s]]
             if _operator(node) not in _TRANSPARENT or len(sources) != 1:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from edgebudget.events import Advanced, Finished, Started
 from edgebudget.program import Context, Note, Pass, PassResult, Program
 from edgebudget_passes import prune_channels
-from edgebudget_passes._allocate import Ladder, solve, widths_of
+from edgebudget_passes._allocate import Ladder, Macs, solve, widths_of
 from edgebudget_passes._channel_groups import ChannelGroup, removal
 from edgebudget_passes._nested_edits import CutChannels
 from edgebudget_passes._nested_variants import (
@@ -158,7 +158,7 @@ def _choose(search: Search, bounds: Sequence[int], candidates: int) -> tuple[_Fa
 
     def attempt(order: str, costs: str) -> None:
         search.orders = {order: orders[order]}
-        widths = _solved(search.costs[costs], search, bounds)
+        widths = _solved(search.costs[costs], search.macs, bounds)
         if not any(f.order == order and f.widths == widths for f in tried):
             name = f"order={order} costs={costs}"
             scores = [search.build(name, w).loss for w in widths] if search.samples else [math.nan]
@@ -182,12 +182,12 @@ def _choose(search: Search, bounds: Sequence[int], candidates: int) -> tuple[_Fa
 
 
 def _solved(
-    ladders: Sequence[Ladder], search: Search, bounds: Sequence[int]
+    ladders: Sequence[Ladder], macs: Macs, bounds: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
     """Widths for each bound, none wider than for the bound before."""
     found = []
     for bound in bounds:
-        widths = solve(ladders, search.macs, bound)
+        widths = solve(ladders, macs, bound)
         assert widths is not None, "the caller checked that the bound is reachable"
         found.append(widths)
         ladders = [_up_to(x, w) for x, w in zip(ladders, widths, strict=True)]

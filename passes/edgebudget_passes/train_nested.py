@@ -33,7 +33,8 @@ class Config:
     """As for `recover`; a step trains `together` sub-networks.
 
     `tolerance` is how much worse the whole may answer held-back samples afterwards, in units of
-    the loss: nats for classes, half a squared standard deviation for numbers.
+    the loss: nats for classes, half a squared standard deviation for numbers. The original has
+    often learnt those samples by heart, so that any change looks worse than it is.
     `statistics_samples` re-estimate every variant's normalisation at the end.
     """
 
@@ -52,7 +53,7 @@ class Config:
     bn_freeze: float = 0.1
     checkpoint_every: int = 100
     together: int = 4
-    tolerance: float = 0.02
+    tolerance: float = 0.2
     statistics_samples: int = 512
 
 
