@@ -43,6 +43,7 @@ from edgebudget_passes._train_feed import Feed, held_back, mirrors, training_dat
 from edgebudget_runtime.errors import PassError, UsageError
 
 _HELD_SAMPLES = 2048
+_FIT_STEPS = (120, 600)
 _JOINT_SAMPLES, _JOINT_STEPS = 2000, 200  # with less, a network forgets more than its exits gain
 
 
@@ -52,8 +53,9 @@ class Config:
 
     `head_share` is the share of the model's MACs that one head may cost; `weights` are those of
     the early exits in the joint loss (the final answer's is 1, theirs 0.5 unless given). `samples`
-    and `fit_steps` are for choosing places. `optimizer` auto is adamw for networks without batch
-    normalisation. The other settings are those of `recover`.
+    and `fit_steps` are for choosing places; 0 takes a quarter of the training steps, within bounds,
+    since convolutional heads show late what they can do. `optimizer` auto is adamw for networks
+    without batch normalisation. The other settings are those of `recover`.
     """
 
     exits: int = 4
@@ -61,7 +63,7 @@ class Config:
     head_share: float = 0.05
     weights: tuple[float, ...] = ()
     samples: int = 2048
-    fit_steps: int = 200
+    fit_steps: int = 0
     steps: int = 0
     epochs: float = 2.0
     batch: int = 64
@@ -147,9 +149,11 @@ def _check(config: Config) -> None:
     for name, allowed in choices.items():
         if (value := getattr(config, name)) not in allowed:
             raise _usage(name, value, f"one of {', '.join(allowed)}")
-    for name in ("exits", "batch", "samples", "fit_steps", "temperature", "checkpoint_every"):
+    for name in ("exits", "batch", "samples", "temperature", "checkpoint_every"):
         if (value := getattr(config, name)) <= 0:
             raise _usage(name, value, "must be positive")
+    if config.fit_steps < 0:
+        raise _usage("fit_steps", config.fit_steps, "give a number of steps, or 0")
     if config.steps < 0 or (config.steps == 0 and config.epochs <= 0):
         raise _usage("steps", config.steps, "give a positive number of steps or epochs")
     if config.weights and (len(config.weights) != config.exits or min(config.weights) <= 0):
@@ -234,15 +238,17 @@ def _chosen(
     data = load_tensors(material.dataset, names, rows, emit=ctx.emit, work="read samples to fit on")
     data = data if material.labels else TensorData(data.inputs, None)
     answers = outputs_over(Caller.of(ctx.original), material.teacher, data, config.batch)[0]
+    low, high = _FIT_STEPS
+    steps = config.fit_steps or min(high, max(low, training.steps // 4))
     how = Fitting(
         loss=material.loss,
-        steps=config.fit_steps,
+        steps=steps,
         share=config.head_share,
         multiple=ctx.target.channel_multiple,
         batch=program.inputs[0].shape[0],
         seed=ctx.seed,
         emit=ctx.emit,
-        live=lambda exits: training.fit(_network(program, exits), config.fit_steps),
+        live=lambda exits: training.fit(_network(program, exits), steps),
     )
     taps = [p.tap for p in found.places]
     tapped = TappedNetwork(program.body, names, program.outputs[0], taps).eval()
