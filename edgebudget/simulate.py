@@ -85,7 +85,7 @@ def segment_samples(manifest: Manifest, profile: Profile | None) -> Samples:
         raise UsageError(
             "EB184",
             f"nothing says how long segment {missing[0]!r} takes",
-            hint="run the artifact once on the device, and give its profile with --profile",
+            hint="measure it with `edgebudget frontier --measure`, or give a --profile",
         )
     return found
 

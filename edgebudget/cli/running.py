@@ -40,7 +40,14 @@ def run(
         list[Path], typer.Argument(metavar="INPUT...", help="Pictures, .npy, or .npz by name.")
     ],
     latency: Annotated[
-        str | None, typer.Option("--latency", help="Say when an answer takes longer: 10ms.")
+        str | None, typer.Option("--latency", help="The best answer within 10ms; say if missed.")
+    ] = None,
+    energy: Annotated[
+        str | None, typer.Option("--energy", help="The best answer within 5mJ, where it is known.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", help="deadline, best, paced, fixed:ID or point:ID (`frontier`)."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
     out: Annotated[
@@ -52,25 +59,31 @@ def run(
     from edgebudget_runtime.budget import Budget
     from edgebudget_runtime.runner import Runner
 
-    bound = Budget.parse(latency=latency).limit("latency_ms")
-    with listening(), Runner(artifact, threads=threads) as runner:
+    budget = Budget.parse(latency=latency, energy=energy)
+    bound, allowance = budget.limit("latency_ms"), budget.limit("energy_mj")
+    with listening(), Runner(artifact, threads=threads, policy=policy or "deadline") as runner:
         runner.warm_up()
-        answers = [
-            (path, runner.run(given, latency_ms=bound))
-            for path in inputs
-            for given in _read(path, runner)
-        ]
+        manifest = runner.manifest
+        answers: list[tuple[Path, Outcome]] = []
+        for path in inputs:
+            for given in _read(path, runner):
+                if bound is not None and not answers and runner.profile_note:
+                    runner.calibrate(given)  # a process of one answer cannot learn while it goes
+                answers.append((path, runner.run(given, latency_ms=bound, energy_mj=allowance)))
     if out is not None:
         _save(out, [outcome for _, outcome in answers])
     if as_json:
         write_json([_plain(path, outcome) for path, outcome in answers])
         return
     for path, outcome in answers:
-        write(f"{path}: {outcome.spent.latency_ms.value:.2f} ms on {outcome.engine}")
+        by = f" by {outcome.subnetwork}" if len(manifest.subnetworks) > 1 else ""
+        write(f"{path}: {outcome.spent.latency_ms.value:.2f} ms{by} on {outcome.engine}")
         for name, value in outcome.outputs.items():
             write(f"  {name} {list(value.shape)}: {_words(value)}")
+        if by and outcome.why:
+            write(f"  {outcome.why}")
         for violation in outcome.broke:
-            write(f"  took longer than {violation.limit.bound:g} ms")
+            write(f"  broke {violation.limit.resource} {violation.limit.bound:g}")
 
 
 def _read(path: Path, runner: Runner) -> Iterator[Mapping[str, Array]]:
@@ -114,6 +127,10 @@ def _plain(path: Path, outcome: Outcome) -> dict[str, Any]:
         "outputs": {k: v.tolist() for k, v in outcome.outputs.items()},
         "latency_ms": outcome.spent.latency_ms.value,
         "ran": list(outcome.ran),
+        "subnetwork": outcome.subnetwork,
+        "exit": outcome.exit,
+        "confidence": outcome.confidence,
+        "why": outcome.why,
         "engine": outcome.engine,
         "broke": [
             {"resource": v.limit.resource, "bound": v.limit.bound, "actual": v.actual}
