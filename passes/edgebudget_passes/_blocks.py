@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 
 from edgebudget.count_torch import count_exported
-from edgebudget.export import call, capture, quiet
+from edgebudget.export import capture
 from edgebudget.program import Program
 from edgebudget_passes._nested_edits import Skip
+from edgebudget_passes._nested_nodes import readers
+from edgebudget_passes._nested_variants import shapes_of
 
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 # What a lone zero may pass through and still be a zero to the addition.
 _TRANSPARENT = frozenset({"dropout", "mul", "div", "clone", "alias", "contiguous", "_to_copy"})
+_MOST_ADDS = 3  # in one layer of a transformer
 _PREFIX = "body."  # what the exporter puts before the names of modules
 
 
@@ -69,12 +71,16 @@ def find_blocks(program: Program) -> Blocks:
     declined: list[tuple[str, str]] = []
     adds = {add: branch for add in graph.nodes if (branch := graph.branch(add)) is not None}
     around = {add: graph.enclosing(add) for add in adds}
-    modules = {m for m in around.values() if m in arities}
-    # A stage is no block where the blocks in it are.
-    modules = {m for m in modules if not any(str(n).startswith(f"{m}.") for n in modules)}
-    skips = {m: Skip(m, True, arities[m]) for m in modules if m is not None}
+    candidates = {m for m in around.values() if m is not None and m in arities}
+    skips: dict[str, Skip] = {}
+    for name in sorted(candidates):  # what is around comes before what is in it
+        outer = any(n.startswith(f"{name}.") for n in candidates)
+        layer = sum(name in graph.paths(add) for add in adds) <= _MOST_ADDS
+        # A stage is no block where the blocks in it are; half a layer is none where the layer is.
+        if (layer or not outer) and not any(name.startswith(f"{n}.") for n in skips):
+            skips[name] = Skip(name, True, arities[name])
     for add, branch in adds.items():
-        if around[add] in modules:
+        if any(path in skips for path in graph.paths(add)):
             continue
         end = graph.last_module(add, branch)
         if isinstance(end, str):
@@ -114,9 +120,7 @@ def _arities(program: Program) -> dict[str, int]:
         if n
     ]
     try:
-        with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            tensors = [torch.empty(s.shape, dtype=getattr(torch, s.dtype)) for s in program.inputs]
-            call(program.body, [s.name for s in program.inputs], tensors)
+        shapes_of(program, runs.clear)
     finally:
         for hook in hooks:
             hook.remove()
@@ -141,7 +145,7 @@ class _Graph:
         self.nodes = [n for n in self.all if n.op == "call_function"]
         self._inside: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for path in self._paths(node):
+            for path in self.paths(node):
                 self._inside.setdefault(path, []).append(node)
         # What stands for a module that is left out: its last node, and the node instead of it.
         self.cuts: dict[str, tuple[Node, Node | None]] = {}
@@ -163,32 +167,35 @@ class _Graph:
 
     def enclosing(self, add: Node) -> str | None:
         """The smallest module around an addition that turns one tensor into one of its shape."""
-        for path in reversed(self._paths(add)):
+        for path in reversed(self.paths(add)):
             inside = set(self._inside[path])
             given = {
                 s for n in inside for s in n.all_input_nodes if s not in inside and self._before[s]
             }
-            made = [n for n in inside if any(u not in inside for u in n.users)]
-            if len(given) != 1 or len(made) != 1:
+            made = [n for n in inside if any(u not in inside for u in readers(n))]
+            if len(made) != 1:
                 continue
-            source = next(iter(given))
-            before, after = source.meta["val"], made[0].meta["val"]
-            if before.shape == after.shape and before.dtype == after.dtype:
-                self.cuts[path] = (made[0], source)
+            after = made[0].meta["val"]
+            alike = [s for s in given if _alike(s.meta["val"], after)]
+            # What else goes in (a mask) must not be made of it: then it is half a block.
+            if len(alike) == 1 and not any(
+                self._before[s] >> self.order[alike[0]] & 1 for s in given if s is not alike[0]
+            ):
+                self.cuts[path] = (made[0], alike[0])
                 return path
         return None
 
     def last_module(self, add: Node, branch: Node) -> tuple[str, Node] | str:
         """The outermost module that ends the branch and its answer, or why there is none."""
-        around = set(self._paths(add))
+        around = set(self.paths(add))
         node = branch
         while True:
-            if len(node.users) != 1:
+            if len(readers(node)) != 1:
                 return "its branch is used elsewhere too"
-            own = [p for p in self._paths(node) if p not in around]
+            own = [p for p in self.paths(node) if p not in around]
             if own:
                 inside = set(self._inside[own[0]])
-                made = [n for n in inside if any(u not in inside for u in n.users)]
+                made = [n for n in inside if any(u not in inside for u in readers(n))]
                 gives_more = f"{own[0]} answers with more than the branch, or runs twice"
                 return (own[0], node) if made == [node] else gives_more
             sources = [s for s in node.all_input_nodes if self._before[s]]
@@ -198,7 +205,7 @@ class _Graph:
 
     def path(self, node: Node) -> str:
         """The innermost module."""
-        return next(reversed(self._paths(node)), "model")
+        return next(reversed(self.paths(node)), "model")
 
     def macs_without(self, cuts: Sequence[tuple[Node, Node | None]]) -> int:
         """What the graph multiplies where each node has been replaced by another, or a zero."""
@@ -226,11 +233,15 @@ class _Graph:
         return total
 
     @staticmethod
-    def _paths(node: Node) -> list[str]:
+    def paths(node: Node) -> list[str]:
         """Names of the modules around a node, outermost first, the root left out."""
         stack = (node.meta.get("nn_module_stack") or {}).values()
         names = [str(path) for path, _ in stack]
         return [n.removeprefix(_PREFIX) for n in names if n.startswith(_PREFIX)]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _operator(node: Node) -> str:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from edgebudget import graph
 from edgebudget.distill import Distillation, EveryExit, Loss, spread
 from edgebudget.events import Advanced, Finished, Started
+from edgebudget.export import run_module
 from edgebudget.nested import Edit, Nested, Variant
 from edgebudget.program import Context, Note, PassResult, Program
 from edgebudget.scaled_input import output_shapes
@@ -80,6 +82,19 @@ def count(program: Program) -> int:
     from edgebudget import counter
 
     return int(counter.count(program).macs)
+
+
+def shapes_of(program: Program, again: Callable[[], object] = lambda: None) -> list[Any]:
+    """Shapes of a program's outputs, on shapes alone where its code allows, else by running it.
+
+    `again` is called before it is run a second time.
+    """
+    try:
+        return list(output_shapes(program))
+    except Exception:  # code that looks at values, as some masks do
+        again()
+        values = run_module(program, graph.probe(program.inputs))
+        return [values[name].shape for name in program.outputs]
 
 
 def over_exits(one: Distillation, program: Program, ctx: Context) -> Loss:
@@ -174,7 +189,7 @@ def combined(
 
 def _counted(program: Program, old: Nested, variant: Variant, level: Level, alone: bool) -> Variant:
     cut = replace(program, body=Nested(old.base, old.inputs, [Variant({}), variant]).cut(variant))
-    shapes, now = output_shapes(base_of(program)), output_shapes(cut)
+    shapes, now = shapes_of(base_of(program)), shapes_of(cut)
     macs = count(cut)
     if shapes != now or (alone and level.macs and macs != level.macs):
         raise PassError(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgebudget_passes._nested_nodes import readers
+
 _PREFIX = "body."  # what the exporter puts before every name
 _MOST_PREFIX = 8  # class, distillation and register tokens
 
@@ -128,13 +130,14 @@ def find_patches(captured: torch.export.ExportedProgram, image: str) -> PatchEmb
 def _first_conv(picture: Any) -> Any:
     """The only user of the picture, element-wise steps aside, if it is a convolution."""
     node = picture
-    while len(node.users) == 1:
-        node = next(iter(node.users))
+    while len(found := readers(node)) == 1:
+        node = found[0]
         if node.target is torch.ops.aten.conv2d.default:
             return node
         if not isinstance(node.target, torch._ops.OpOverload):
             return None
-        if torch.Tag.pointwise not in node.target.tags:
+        same = node.target.overloadpacket.__name__ in ("to", "_to_copy", "clone", "contiguous")
+        if not same and torch.Tag.pointwise not in node.target.tags:
             return None
     return None
 
@@ -147,7 +150,7 @@ def _geometry(conv: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _added(parameter: Any) -> bool:
     """Whether an addition is all that reads it (`expand` and the like aside)."""
-    users = list(parameter.users)
+    users = readers(parameter)
     return len(users) == 1 and users[0].target in (
         torch.ops.aten.add.Tensor,
         torch.ops.aten.add_.Tensor,

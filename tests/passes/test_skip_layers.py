@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from edgebudget.counter import count
 from edgebudget.export import to_graph
-from edgebudget.program import PassResult
+from edgebudget.program import PassResult, Program, TensorSpec
+from edgebudget.train import Caller
 from edgebudget_models import digits
 from edgebudget_passes import skip_layers, slim_width
 from edgebudget_passes._blocks import find_blocks
@@ -155,6 +157,32 @@ class Twice(nn.Module):
             x = x + self.conv(x)
         scores: Tensor = self.head(x.mean((2, 3)))
         return scores
+
+
+def test_whole_layers_of_a_text_encoder_are_blocks_also_with_a_mask_beside_them(
+    tmp_path: Path,
+) -> None:
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    torch.manual_seed(0)
+    tokens = tuple(TensorSpec(n, (1, 6), "int64") for n in ("input_ids", "attention_mask"))
+    body = BertForSequenceClassification(config).eval()
+    base = Program("module", body, tokens, ("logits",))
+    result = skip_layers.run(base, Config(shares=(0.8,)), context(base, tmp_path))
+    assert _gone(result) == [{"bert.encoder.layer.1"}]
+    nest = nested(result.program)
+    inputs = (torch.ones(1, 6, dtype=torch.int64),) * 2
+    with torch.no_grad():
+        full = Caller.of(base)(body, inputs)[0]
+        shallow = Caller.of(base)(nest.cut(nest.variants[1]), inputs)[0]
+        body.bert.encoder.layer = nn.ModuleList(body.bert.encoder.layer[i] for i in (0, 2, 3))
+        torch.testing.assert_close(shallow, Caller.of(base)(body, inputs)[0])
+    assert not torch.allclose(full, shallow)
 
 
 @pytest.mark.parametrize(("body", "reason"), [(Chain(), "no addition"), (Twice(), "runs twice")])
