@@ -41,7 +41,7 @@ _MOVES = frozenset(
         "t",
         "_to_copy",
     }
-    | {"to", "detach_", "squeeze_", "unsqueeze_", "expand"}
+    | {"to", "expand"}
 )
 _PLAIN = frozenset(
     {"sigmoid", "tanh", "relu", "relu6", "hardsigmoid", "hardtanh", "softplus", "exp", "neg"}
@@ -144,7 +144,7 @@ def exit_macs(program: Program) -> tuple[int, ...]:
     return tuple(traced.cost(traced.outputs[: k + 1]) for k in range(len(traced.outputs)))
 
 
-def layout(traced: Traced, node: Node) -> Layout:
+def layout(node: Node) -> Layout:
     """What the dimensions of a tensor [N, ...] mean, by the first layer that reads it."""
     rank = len(shape(node))
     if rank == 2:

@@ -164,7 +164,7 @@ def _spread(node: Node) -> bool:
 
 
 def _place(traced: Traced, narrow: Narrow, tap: Tap, answer: Node) -> Place:
-    found, kind = shape(narrow.node)[1:], layout(traced, narrow.node)
+    found, kind = shape(narrow.node)[1:], layout(narrow.node)
     at = token(traced, answer, found[0]) if kind == "tokens" else None
     return Place(tap, found, kind, narrow.macs, at)
 

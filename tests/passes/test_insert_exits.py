@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgebudget import counter, graph, target_registry
-from edgebudget.events import Advanced, Event, ignore
+from edgebudget import counter, graph
+from edgebudget.events import Advanced, Event
 from edgebudget.exits import exit_outputs
 from edgebudget.export import run_module, to_graph
-from edgebudget.program import Context, PassResult, Program, TensorSpec
+from edgebudget.program import PassResult, Program, TensorSpec
 from edgebudget.tasks import Agreement, Classification, Regression
-from edgebudget.train import Caller, load_tensors
-from edgebudget.workload import Data, Dataset, Sample, Task
-from edgebudget_models import digits
+from edgebudget.workload import Data
 from edgebudget_passes import insert_exits, recover
 from edgebudget_passes._exit_choice import Candidate, best_exits
 from edgebudget_passes._exit_graph import exit_macs
@@ -31,236 +28,40 @@ from edgebudget_passes._exit_heads import Design
 from edgebudget_passes._exit_network import ExitNetwork, Tap
 from edgebudget_passes._exit_places import Place, survey
 from edgebudget_passes.insert_exits import Config
-from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import UsageError
-
-TARGET = target_registry.get("cpu").spec
-QUICK = Config(samples=96, fit_steps=30, steps=6, batch=16, augment="none")
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Samples without labels for any inputs, drawn by number."""
-
-    inputs: tuple[TensorSpec, ...]
-    count: int = 80
-    name: str = "noise"
-
-    def __len__(self) -> int:
-        return self.count
-
-    def sample(self, index: int) -> Sample:
-        values = graph.probe(self.inputs, seed=index)
-        return Sample({k: v[0] for k, v in values.items()}, None)
-
-    def digest(self) -> str:
-        return repr(self)
-
-
-@dataclass(frozen=True)
-class Digits:
-    """The zoo's digits, labels included; the first `count` of them."""
-
-    count: int = 400
-    numbers: bool = False  # the label is a number in [0, 1]
-    name: str = "digits"
-
-    def __len__(self) -> int:
-        return self.count
-
-    def sample(self, index: int) -> Sample:
-        inputs, label = _train_split().sample(index)
-        assert label is not None
-        return Sample(inputs, np.asarray(label / 9, np.float32) if self.numbers else label)
-
-    def digest(self) -> str:
-        return repr(self)
-
-
-@cache
-def _train_split() -> Any:
-    return digits.data("train")
-
-
-@dataclass(frozen=True)
-class Marked:
-    """Noise with a mark that is the class: a bright band of a picture, or one telling word."""
-
-    words: bool = False
-    count: int = 200
-    name: str = "marked"
-
-    def __len__(self) -> int:
-        return self.count
-
-    def sample(self, index: int) -> Sample:
-        draw, label = np.random.default_rng(index), index % 4
-        if self.words:
-            words = draw.integers(1, 20, 12)
-            words[draw.integers(1, 12)] = 30 + label
-            mask = np.ones(12, np.int64)
-            return Sample({"input_ids": words, "attention_mask": mask}, np.asarray(label))
-        picture = 0.3 * draw.standard_normal((3, 16, 16)).astype(np.float32)
-        picture[:, 4 * label : 4 * label + 4] += 1.0
-        return Sample({"pixel_values": picture}, np.asarray(label))
-
-    def digest(self) -> str:
-        return repr(self)
-
-
-def _taught(program: Program, data: Dataset, steps: int, lr: float = 3e-3) -> Program:
-    """The program, trained a little on labels."""
-    seen = load_tensors(data, [s.name for s in program.inputs])
-    assert seen.labels is not None
-    optimizer = torch.optim.AdamW(program.body.parameters(), lr=lr)
-    forward = Caller.of(program)
-    program.body.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for step in range(steps):
-            part = seen.take(torch.arange(32 * step, 32 * step + 32) % len(seen))
-            assert part.labels is not None
-            loss = F.cross_entropy(forward(program.body, part.inputs)[0], part.labels)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-    program.body.eval()
-    return program
-
-
-def _digits() -> Program:
-    return Program(
-        "module", digits.load().eval(), (TensorSpec("image", (1, 1, 8, 8)),), ("scores",)
-    )
-
-
-def _program(body: nn.Module, *inputs: TensorSpec) -> Program:
-    return Program("module", body.eval(), inputs, ("y",))
-
-
-def _context(folder: Path, program: Program, data: Dataset, task: Task, **more: Any) -> Context:
-    base = Context(
-        Budget(),
-        TARGET,
-        task,
-        Data(train=data),
-        program,
-        7,
-        np.random.default_rng(7),
-        folder,
-        ignore,
-    )
-    return replace(base, **more)
-
-
-def _on_digits(folder: Path, config: Config, **more: Any) -> tuple[Program, PassResult]:
-    program = _digits()
-    ctx = _context(folder, program, Digits(), Classification(), **more)
-    return program, insert_exits.run(program, config, ctx)
-
-
-def _answers(program: Program, count: int = 3) -> dict[str, Any]:
-    specs = [replace(s, shape=(count, *s.shape[1:])) for s in program.inputs]
-    return run_module(program, graph.probe(specs, seed=1))
-
-
-def _same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-
-
-class Residual(nn.Module):
-    """Conv, normalisation, ReLU, and a shortcut."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.norm = nn.BatchNorm2d(after)
-        self.short = nn.Conv2d(before, after, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)) + self.short(x))
-
-
-def _residual_net(answers: int = 10) -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(
-        Residual(1, 8, 1),
-        Residual(8, 8, 1),
-        Residual(8, 16, 2),
-        Residual(16, 16, 1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(16, answers),
-    )
-
-
-def _plain_net() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(16, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(256, 32),
-        nn.ReLU(),
-        nn.Linear(32, 10),
-    )
-
-
-def _vit() -> Program:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(3)
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=4,
-        num_labels=4,
-    )
-    return _program(
-        transformers.ViTForImageClassification(config), TensorSpec("pixel_values", (1, 3, 16, 16))
-    )
-
-
-def _bert() -> Program:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(3)
-    config = transformers.BertConfig(
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        vocab_size=40,
-        num_labels=4,
-        max_position_embeddings=16,
-    )
-    inputs = (
-        TensorSpec("input_ids", (1, 12), "int64"),
-        TensorSpec("attention_mask", (1, 12), "int64"),
-    )
-    return _program(transformers.BertForSequenceClassification(config), *inputs)
+from tests.passes.exit_nets import (
+    QUICK,
+    Digits,
+    Marked,
+    Noise,
+    answers,
+    context,
+    digits_program,
+    on_digits,
+    plain_net,
+    program_of,
+    residual_net,
+    same,
+    taught,
+    tiny_bert,
+    tiny_vit,
+    train_split,
+)
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, PassResult]:
     """The digits with exits fitted and trained for a moment; tests do not change it."""
-    return _on_digits(tmp_path_factory.mktemp("quick"), QUICK)
+    return on_digits(tmp_path_factory.mktemp("quick"), QUICK)
 
 
 def test_digits_answers_early_and_finally_to_the_bit(tmp_path: Path) -> None:
-    before, result = _on_digits(tmp_path, replace(QUICK, samples=350, fit_steps=120))
+    before, result = on_digits(tmp_path, replace(QUICK, samples=350, fit_steps=120))
     after = result.program
     assert after.outputs == exit_outputs(after.outputs)
     assert len(after.outputs) >= 2
     early, final = after.outputs[0], after.outputs[-1]
-    picked = [_train_split().sample(i) for i in range(800, 1000)]
+    picked = [train_split().sample(i) for i in range(800, 1000)]
     inputs = {"image": np.stack([s[0]["image"] for s in picked])}
     labels = np.array([s[1] for s in picked])
     got = run_module(after, inputs)
@@ -283,42 +84,42 @@ def test_costs_add_up_and_the_export_agrees(quick: tuple[Program, PassResult]) -
     assert graph.canonical_bytes(again.body) == graph.canonical_bytes(exported.body)
 
 
-@pytest.mark.parametrize("make", [_residual_net, _plain_net])
+@pytest.mark.parametrize("make", [residual_net, plain_net])
 def test_convolutional_networks_get_exits_and_keep_their_answer(make: Any, tmp_path: Path) -> None:
-    program = _taught(_program(make(), TensorSpec("image", (1, 1, 8, 8))), Digits(), 40)
-    ctx = _context(tmp_path, program, Digits(), Classification())
+    program = taught(program_of(make(), TensorSpec("image", (1, 1, 8, 8))), Digits(), 40)
+    ctx = context(tmp_path, program, Digits(), Classification())
     result = insert_exits.run(program, replace(QUICK, head_share=0.5), ctx)
     assert len(result.program.outputs) >= 2, result.declined
-    before, after = _answers(program), _answers(result.program)
+    before, after = answers(program), answers(result.program)
     assert np.array_equal(before["y"], after["y"])
     assert exit_macs(result.program)[-1] == counter.count(to_graph(result.program)).macs
 
 
-@pytest.mark.parametrize("make", [_vit, _bert])
+@pytest.mark.parametrize("make", [tiny_vit, tiny_bert])
 def test_transformers_are_cut_between_layers(make: Any, tmp_path: Path) -> None:
-    data = Marked(words=make is _bert)
-    program = _taught(make(), data, 50)
+    data = Marked(words=make is tiny_bert)
+    program = taught(make(), data, 50)
     found = survey(program)
     assert not isinstance(found, str)
     assert all(p.layout == "tokens" and p.token == 0 for p in found.places)
     assert sum(".layer." in p.tap.module for p in found.places) >= 2
-    ctx = _context(tmp_path, program, data, Classification())
+    ctx = context(tmp_path, program, data, Classification())
     result = insert_exits.run(program, QUICK, ctx)
     assert len(result.program.outputs) >= 2, result.declined
-    assert np.array_equal(_answers(program)["y"], _answers(result.program)["y"])
+    assert np.array_equal(answers(program)["y"], answers(result.program)["y"])
     exported = to_graph(result.program)
     assert counter.count(exported).macs == exit_macs(result.program)[-1]
 
 
 def test_a_regressor_ends_as_the_model_does(tmp_path: Path) -> None:
-    body = nn.Sequential(_residual_net(1), nn.Sigmoid())
-    program = _program(body, TensorSpec("image", (1, 1, 8, 8)))
+    body = nn.Sequential(residual_net(1), nn.Sigmoid())
+    program = program_of(body, TensorSpec("image", (1, 1, 8, 8)))
     found = survey(program)
     assert not isinstance(found, str)
     assert found.tail == (("sigmoid", ()),)
-    ctx = _context(tmp_path, program, Digits(numbers=True), Agreement())
+    ctx = context(tmp_path, program, Digits(numbers=True), Agreement())
     result = insert_exits.run(program, QUICK, ctx)
-    early = _answers(result.program, 50)[result.program.outputs[0]]
+    early = answers(result.program, 50)[result.program.outputs[0]]
     assert early.shape == (50, 1)
     assert 0 < early.min() < early.max() < 1
     ctx = replace(ctx, task=Regression(), workdir=tmp_path / "labels")
@@ -327,11 +128,11 @@ def test_a_regressor_ends_as_the_model_does(tmp_path: Path) -> None:
 
 
 def test_exits_of_a_model_of_probabilities_give_probabilities(tmp_path: Path) -> None:
-    body = nn.Sequential(_digits().body, nn.Softmax(-1))
-    program = _program(body, TensorSpec("image", (1, 1, 8, 8)))
-    ctx = _context(tmp_path, program, Digits(), Classification())
+    body = nn.Sequential(digits_program().body, nn.Softmax(-1))
+    program = program_of(body, TensorSpec("image", (1, 1, 8, 8)))
+    ctx = context(tmp_path, program, Digits(), Classification())
     result = insert_exits.run(program, replace(QUICK, fit_steps=60), ctx)
-    early = _answers(result.program)[result.program.outputs[0]]
+    early = answers(result.program)[result.program.outputs[0]]
     assert early.sum(1) == pytest.approx(1.0, abs=1e-5)
     quality = next(n.what for n in result.did if n.where == result.program.outputs[-2])
     assert float(quality.split()[0].removeprefix("top1=")) > 0.6
@@ -365,8 +166,8 @@ class Tangle(nn.Module):
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (nn.Sequential(_residual_net(), Pixels()), "answers in int64"),
-        (nn.Sequential(_residual_net(), UnitLength()), "ends in div"),
+        (nn.Sequential(residual_net(), Pixels()), "answers in int64"),
+        (nn.Sequential(residual_net(), UnitLength()), "ends in div"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), "one answer per input"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), "nowhere inside"),
     ],
@@ -374,9 +175,9 @@ class Tangle(nn.Module):
 def test_networks_that_cannot_have_exits_are_told_why(
     body: nn.Module, why: str, tmp_path: Path
 ) -> None:
-    program = _program(body, TensorSpec("x", (1, 1, 8, 8)))
+    program = program_of(body, TensorSpec("x", (1, 1, 8, 8)))
     result = insert_exits.run(
-        program, QUICK, _context(tmp_path, program, Noise(program.inputs), Agreement())
+        program, QUICK, context(tmp_path, program, Noise(program.inputs), Agreement())
     )
     assert result.program is program
     assert not result.did
@@ -384,7 +185,7 @@ def test_networks_that_cannot_have_exits_are_told_why(
 
 
 def test_a_dense_block_is_cut_only_where_everything_is_in_one_tensor() -> None:
-    found = survey(_program(Tangle(), TensorSpec("x", (1, 1, 8, 8))))
+    found = survey(program_of(Tangle(), TensorSpec("x", (1, 1, 8, 8))))
     assert not isinstance(found, str)
     assert all(p.tap.side == "in" for p in found.places)
 
@@ -393,7 +194,7 @@ def test_several_outputs_no_data_and_second_exits_are_declined(
     quick: tuple[Program, PassResult], tmp_path: Path
 ) -> None:
     program, result = quick
-    ctx = _context(tmp_path, program, Digits(), Classification())
+    ctx = context(tmp_path, program, Digits(), Classification())
     again = insert_exits.run(result.program, QUICK, ctx)
     assert "already" in again.declined[-1].why
     empty = insert_exits.run(program, QUICK, replace(ctx, data=Data()))
@@ -403,22 +204,22 @@ def test_several_outputs_no_data_and_second_exits_are_declined(
 
 
 def test_equal_seeds_give_equal_weights(quick: tuple[Program, PassResult], tmp_path: Path) -> None:
-    program, (_, one) = _digits(), quick
+    program, (_, one) = digits_program(), quick
     torch.manual_seed(2)  # the global generator has no say, and is left alone
     state = torch.random.get_rng_state()
     two = insert_exits.run(
-        program, QUICK, _context(tmp_path / "b", program, Digits(), Classification())
+        program, QUICK, context(tmp_path / "b", program, Digits(), Classification())
     )
     assert torch.equal(state, torch.random.get_rng_state())
     assert one.did == two.did
-    assert _same(one.program.body, two.program.body)
+    assert same(one.program.body, two.program.body)
 
 
 @pytest.mark.parametrize("mode", ["frozen", "joint"])
 def test_a_killed_run_resumes_to_the_same_bits(mode: str, tmp_path: Path) -> None:
     config = replace(QUICK, train=mode, steps=12, checkpoint_every=4, lr=1e-4)
     work = f"insert_exits-{mode}"
-    _, whole = _on_digits(tmp_path / "whole", config)
+    _, whole = on_digits(tmp_path / "whole", config)
     seen = 0
 
     def cut(event: Event) -> None:
@@ -429,10 +230,10 @@ def test_a_killed_run_resumes_to_the_same_bits(mode: str, tmp_path: Path) -> Non
                 raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        _on_digits(tmp_path / "cut", config, emit=cut)
-    _, again = _on_digits(tmp_path / "cut", config)
+        on_digits(tmp_path / "cut", config, emit=cut)
+    _, again = on_digits(tmp_path / "cut", config)
     assert again.did == whole.did
-    assert _same(again.program.body, whole.program.body)
+    assert same(again.program.body, whole.program.body)
 
 
 def test_ctrl_c_keeps_what_is_trained(tmp_path: Path) -> None:
@@ -446,7 +247,7 @@ def test_ctrl_c_keeps_what_is_trained(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     config = replace(QUICK, steps=30, checkpoint_every=3)
-    _, result = _on_digits(tmp_path, config, emit=press)
+    _, result = on_digits(tmp_path, config, emit=press)
     assert result.ended_early == "interrupt"
     assert any(n.what == "frozen steps=6" for n in result.did)
     assert len(result.program.outputs) >= 2
@@ -454,11 +255,11 @@ def test_ctrl_c_keeps_what_is_trained(tmp_path: Path) -> None:
 
 def test_joint_training_that_harms_the_final_answer_is_not_kept(tmp_path: Path) -> None:
     config = replace(QUICK, train="joint", lr=1.0, steps=8, warmup=0.0)
-    before, result = _on_digits(tmp_path, config)
+    before, result = on_digits(tmp_path, config)
     assert any("kept=frozen" in n.what for n in result.did)
     assert any("kept as fitted" in n.what for n in result.did)
     assert len(result.program.outputs) >= 2
-    assert np.array_equal(_answers(before)["scores"], _answers(result.program)["scores"])
+    assert np.array_equal(answers(before)["scores"], answers(result.program)["scores"])
 
 
 def test_recover_teaches_every_exit(quick: tuple[Program, PassResult], tmp_path: Path) -> None:
@@ -466,7 +267,7 @@ def test_recover_teaches_every_exit(quick: tuple[Program, PassResult], tmp_path:
     start = replace(result.program, body=copy.deepcopy(result.program.body))
     for head in start.body.exits:
         nn.init.zeros_(head.linear.weight)
-    ctx = _context(tmp_path / "recover", before, Digits(), Classification())
+    ctx = context(tmp_path / "recover", before, Digits(), Classification())
     config = recover.Config(steps=40, batch=32, lr=0.05, augment="none")
     after = recover.run(start, config, ctx).program.body
     assert all(float(head.linear.weight.detach().abs().max()) > 0 for head in after.exits)
@@ -491,7 +292,7 @@ class Shared(nn.Module):
 def test_taps_count_calls_and_see_inputs_and_hooks_do_not_stay() -> None:
     torch.manual_seed(0)
     body = Shared().eval()
-    found = survey(_program(body, TensorSpec("x", (1, 6))))
+    found = survey(program_of(body, TensorSpec("x", (1, 6))))
     assert not isinstance(found, str)
     taps = [p.tap for p in found.places]
     assert taps == [Tap("relu", "out"), Tap("c", "in"), Tap("relu", "out", 2)]
@@ -551,6 +352,6 @@ def test_the_choice_has_the_largest_area(raw: list[tuple[int, int, float]], most
     ],
 )
 def test_settings_without_meaning_are_refused(config: Config, tmp_path: Path) -> None:
-    program = _digits()
+    program = digits_program()
     with pytest.raises(UsageError, match="EB15"):
-        insert_exits.run(program, config, _context(tmp_path, program, Digits(), Classification()))
+        insert_exits.run(program, config, context(tmp_path, program, Digits(), Classification()))
