@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from edgebudget_models.entry import ZooEntry
 
-_NAMES = ("digits", "uhd-iqa", "cifar10-resnet20", "cifar10-resnet56", "mobilenet-v2")
+_NAMES = (
+    "digits",
+    "uhd-iqa",
+    "cifar10-resnet20",
+    "cifar10-resnet56",
+    "cifar10-resnet56-elastic",
+    "cifar10-vit",
+    "mobilenet-v2",
+)
 
 
 def names() -> tuple[str, ...]:

@@ -49,17 +49,29 @@ def recipe(size: int) -> PictureRecipe:
     return PictureRecipe(size, MEAN, STD)
 
 
-def folder_data(split: Split, root: Path | None, size: int, name: str) -> ZooData:
+def folder_data(
+    split: Split, root: Path | None, size: int, name: str, kept_back: int | None = None
+) -> ZooData:
     """A split of the picture folder `root`; ValueError where there is none."""
-    from edgebudget_models.image_folder import FolderData
+    from edgebudget_models.image_folder import CALIBRATION_COUNT, FolderData
 
     if root is None:
         raise ValueError(f"{name} needs a folder of pictures: root/{{train,test}}/<class>/*.jpg")
-    return FolderData(root, split, CLASSES, recipe(size))
+    return FolderData(root, split, CLASSES, recipe(size), kept_back or CALIBRATION_COUNT)
 
 
-def entry(name: str, summary: str, build: Callable[[], nn.Module], size: int) -> ZooEntry:
-    """A classifier of CIFAR-10 pictures brought to `size` x `size`."""
+def entry(
+    name: str,
+    summary: str,
+    build: Callable[[], nn.Module],
+    size: int,
+    outputs: tuple[str, ...] = ("scores",),
+    kept_back: int | None = None,
+) -> ZooEntry:
+    """A classifier of CIFAR-10 pictures brought to `size` x `size`.
+
+    `kept_back` is how many training pictures its training never saw.
+    """
     packaged = f"{name}.safetensors"
 
     def load(weights: Path | None = None) -> nn.Module:
@@ -68,7 +80,7 @@ def entry(name: str, summary: str, build: Callable[[], nn.Module], size: int) ->
         return load_into(build(), weights or PACKAGE / "weights" / packaged)
 
     def data(split: Split, root: Path | None = None) -> ZooData:
-        return folder_data(split, root, size, name)
+        return folder_data(split, root, size, name, kept_back)
 
     return ZooEntry(
         name=name,
@@ -85,4 +97,5 @@ def entry(name: str, summary: str, build: Callable[[], nn.Module], size: int) ->
         build=build,
         load=load,
         data=data,
+        outputs=outputs,
     )

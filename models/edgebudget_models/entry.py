@@ -52,6 +52,8 @@ class ZooEntry:
     `needs_data` is true where `data` needs a folder from the user.
     `load(None)` loads the packaged weights; it and `data` raise ValueError with one line of
     text on a bad file or folder.
+    `outputs` names what `forward` returns: more than one is a tuple of early exits in depth
+    order (`scores.exit1`, ...), the full network's answer last.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ZooEntry:
     build: Callable[[], nn.Module]
     load: Callable[[Path | None], nn.Module]
     data: Callable[[Split, Path | None], ZooData]
+    outputs: tuple[str, ...] = ("scores",)
 
     @property
     def weights_path(self) -> Path:

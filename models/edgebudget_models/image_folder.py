@@ -53,16 +53,22 @@ class FolderData:
     """One split of a folder of pictures; read on first use, decoded pictures kept in memory.
 
     Pictures that cannot be read are left out and counted in `skipped`. A folder that leaves no
-    picture, or pictures of one class only, raises ValueError.
+    picture, or pictures of one class only, raises ValueError. `kept_back` is how many training
+    pictures are for calibration.
     """
 
     def __init__(
-        self, root: Path, split: Split, classes: tuple[str, ...], recipe: PictureRecipe
+        self,
+        root: Path,
+        split: Split,
+        classes: tuple[str, ...],
+        recipe: PictureRecipe,
+        kept_back: int = CALIBRATION_COUNT,
     ) -> None:
         self.name = f"{root.name}/{split}"
         self.recipe = recipe
         self._root = root
-        self._listed = list_split(root, split, classes)
+        self._listed = list_split(root, split, classes, kept_back)
 
     def __len__(self) -> int:
         return len(self._readable)
@@ -137,11 +143,14 @@ class _Item:
     sha256: str
 
 
-def list_split(root: Path, split: Split, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+def list_split(
+    root: Path, split: Split, classes: tuple[str, ...], kept_back: int = CALIBRATION_COUNT
+) -> list[tuple[Path, int]]:
     """The files of a split with their labels, in a fixed order.
 
-    With `train` and `test` folders, evaluation is `test`, and calibration is taken out of
-    `train`; without, each file falls into a split by the hash of its name (20 % evaluation).
+    With `train` and `test` folders, evaluation is `test`, and calibration (`kept_back` pictures)
+    is taken out of `train`; without, each file falls into a split by the hash of its name
+    (20 % evaluation). A larger `kept_back` keeps the same pictures back and more.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
@@ -150,20 +159,20 @@ def list_split(root: Path, split: Split, classes: tuple[str, ...]) -> list[tuple
         if split == "evaluation":
             return _some(test, list(_labelled(test, classes)))
         pool = list(_labelled(root / "train", classes))
-        return _some(root, _part_of_training(pool, root / "train", split))
+        return _some(root, _part_of_training(pool, root / "train", split, kept_back))
     everything = list(_labelled(root, classes))
     if split == "evaluation":
         return _some(root, [i for i in everything if _draw(i[0], root) >= _EVALUATION_FROM])
     rest = [i for i in everything if _draw(i[0], root) < _EVALUATION_FROM]
-    return _some(root, _part_of_training(rest, root, split))
+    return _some(root, _part_of_training(rest, root, split, kept_back))
 
 
 def _part_of_training(
-    pool: list[tuple[Path, int]], root: Path, split: Split
+    pool: list[tuple[Path, int]], root: Path, split: Split, kept_back: int
 ) -> list[tuple[Path, int]]:
     by_draw = sorted(pool, key=lambda item: _draw(item[0], root))
     # Small folders keep most pictures for training.
-    count = min(CALIBRATION_COUNT, max(1, len(pool) // 4)) if pool else 0
+    count = min(kept_back, max(1, len(pool) // 4)) if pool else 0
     return sorted(by_draw[:count] if split == "calibration" else by_draw[count:])
 
 

@@ -55,10 +55,13 @@ def test_packaged_weights_load_and_answer(name: str) -> None:
     assert not model.training
     shape = (2, 3, 128, 192) if name == "uhd-iqa" else (2, *entry.input_shape[1:])
     with torch.no_grad():
-        out = model(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
-    assert out.shape == (2, len(entry.classes) or 1)
-    if entry.task == "regression":
-        assert bool(((out >= 0) & (out <= 1)).all())
+        answers = model(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+    outputs = answers if isinstance(answers, tuple) else (answers,)
+    assert len(outputs) == len(entry.outputs)
+    for out in outputs:
+        assert out.shape == (2, len(entry.classes) or 1)
+        if entry.task == "regression":
+            assert bool(((out >= 0) & (out <= 1)).all())
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,7 @@ def test_packaged_weights_load_and_answer(name: str) -> None:
     [
         ("cifar10-resnet20", 40_551_040),
         ("cifar10-resnet56", 125_485_696),
+        ("cifar10-resnet56-elastic", 153_799_168),
         ("mobilenet-v2", 299_507_072),
         ("uhd-iqa", 83_117_998_272),
     ],
