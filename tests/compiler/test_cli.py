@@ -22,8 +22,9 @@ from edgebudget.events import Advanced, Finished, Said, Started
 from edgebudget_runtime.errors import MissedError
 from edgebudget_runtime.manifest import Manifest
 
-COMMANDS = ["compile", "cascade", "plan", "run", "simulate", "frontier", "eval", "inspect", "explain", "report", "targets", "passes",
-            "models", "doctor", "cache ls", "cache gc"]  # fmt: skip
+COMMANDS = ["compile", "cascade", "plan", "run", "simulate", "frontier", "eval", "inspect",
+            "explain", "report", "targets", "passes", "models", "doctor", "cache ls",
+            "cache gc"]  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 
 
