@@ -103,7 +103,7 @@ def _file(path: Path, train: Photos, test: Photos, threads: int) -> dict[str, An
         done = quantize_int8.run(
             cleaned.program, quantize_int8.Config(), context(train, target, task)
         )
-        row = f"edgebudget {target.name}"
+        row = f"edgebudget {target.family}"
         models[row] = done.program.body
         rows[row] = {
             "seconds": cleaning + time.perf_counter() - start,
