@@ -61,7 +61,8 @@ def assign(
 def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> Assignment:
     """Weighted nodes, and what lies between them; after the last one the graph stays float.
 
-    A value that no weighted node reads again gains nothing from 8 bits, only rounding.
+    A value that no weighted node reads again gains nothing from 8 bits, only rounding. The
+    exception joins integer values: in float, each of them would be converted, and laid out anew.
     """
     dtype = target.activation_dtypes[0]
     macs = {n.name for n in units(graph, target)} - keep_float
@@ -75,12 +76,18 @@ def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> As
         if node.name in macs or (feeds and node.name not in keep_float and _cpu_can(graph, node)):
             chosen.add(node.name)
     made: set[str] = set(graph.inputs)
+    integer: set[str] = set()
     for node in graph.nodes:
+        data = [n for _, n in graph.data_inputs(node)]
         if node.name not in chosen:
-            continue
-        if node.name not in macs and not any(n in made for _, n in graph.data_inputs(node)):
+            joins = len(data) > 1 and integer.issuperset(data) and node.name not in keep_float
+            if not (joins and _cpu_can(graph, node)):
+                continue
+            chosen.add(node.name)
+        if node.name not in macs and not any(n in made for n in data):
             chosen.discard(node.name)
             continue
+        integer.update((*node.output, graph.result(node)))
         made.update(node.output)
         made.add(graph.result(node))
     opened = {

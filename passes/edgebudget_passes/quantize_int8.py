@@ -232,5 +232,5 @@ PASS = Pass(
     Config,
     "graph",
     "integer weights and activations, calibrated on real samples",
-    version=2,
+    version=3,
 )

@@ -91,6 +91,19 @@ def test_the_engine_runs_every_layer_in_integers(tmp_path: Path) -> None:
     assert sqnr(model, done, IMAGE) > 25.0
 
 
+def test_a_last_sum_of_integers_is_an_integer_sum(tmp_path: Path) -> None:
+    """In float the engine would convert, and lay out anew, each of the values it joins."""
+    net = Net(IMAGE)
+    x = net.add("Relu", net.conv("x", 3, 8))
+    x = net.add("Relu", net.add("Add", net.conv(x, 8, 8), x))
+    model = net.model(net.add("ReduceMean", x, net.store(np.array([2, 3])), out="y"), opset=18)
+    done = quantize(model).program.body
+    ops = fused(done, tmp_path)
+    assert (ops["QLinearConv"], ops["QLinearAdd"], ops["DequantizeLinear"]) == (2, 1, 1)
+    assert not {"Add", "Relu"} & set(ops)
+    assert sqnr(model, done, IMAGE) > 25.0
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21, 22, 23])
 @pytest.mark.parametrize("target", [CPU, NPU], ids=["cpu", "npu"])
 def test_operator_sets(opset: int, target: Any) -> None:
