@@ -9,7 +9,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[compile,qnn,hf,dev]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[compile,qnn,hf,ethos-u,webgpu,energy,dev]"
 	touch $@
 
 demo: setup
