@@ -108,8 +108,17 @@ class _Runner(nn.Module):
 class _Step:
     """What runs for a node; `last` names values that nobody needs afterwards."""
 
-    def __init__(self, node: str, run: Run, args: tuple[str, ...], outputs: tuple[str, ...]):
+    def __init__(
+        self,
+        node: str,
+        run: Run,
+        args: tuple[str, ...],
+        outputs: tuple[str, ...],
+        *,
+        floats: bool = False,
+    ) -> None:
         self.node, self.run, self.args, self.outputs = node, run, args, outputs
+        self.floats = floats  # makes integers float, and nothing else
         self.last: tuple[str, ...] = ()
         self.key = ""
 
@@ -140,6 +149,7 @@ class _Builder:
             self._outputs[i] = self._plain(name)
         for name in self._outputs:
             self._unpack(name)
+        self._repeat()
         self._release()
         module = ImportedGraph(
             self._steps, [i.name for i in graphs.inputs(self._model)], self._outputs
@@ -236,15 +246,32 @@ class _Builder:
             return
         self._unpacked.add(name)
         op = packed.op(self)
-        self._add(_Step(packed.node, op.run, op.args, (name,)))
+        self._add(_Step(packed.node, op.run, op.args, (name,), floats=True))
 
     def _add_op(self, node: NodeProto, op: Op) -> None:
         for name in op.args:
             self._unpack(name)
-        self._add(_Step(node.name, op.run, op.args, tuple(node.output)))
+        floats = node.op_type == "DequantizeLinear"
+        self._add(_Step(node.name, op.run, op.args, tuple(node.output), floats=floats))
 
     def _add(self, step: _Step) -> None:
         self._steps.append(step)
+
+    def _repeat(self) -> None:
+        """Make integers float once for each reader: engines fuse what one operator alone reads."""
+        makers = {s.outputs[0]: s for s in self._steps if s.floats}
+        taken, steps = set(self._outputs), list[_Step]()
+        for step in self._steps:
+            args = list(step.args)
+            for i, name in enumerate(step.args):
+                if name in makers and name in taken:
+                    maker = makers[name]
+                    args[i] = f"{name}.for.{step.outputs[0]}.{i}"
+                    steps.append(_Step(maker.node, maker.run, maker.args, (args[i],), floats=True))
+                taken.add(name)
+            step.args = tuple(args)
+            steps.append(step)
+        self._steps = steps
 
     def _release(self) -> None:
         seen = set(self._outputs)

@@ -99,7 +99,8 @@ def test_signed_integers_are_the_same_numbers(name: str) -> None:
 
 def test_inputs_and_outputs_keep_their_types() -> None:
     stored = {
-        "s": np.float32(0.1), "z": np.uint8(100), "t": np.float32(0.2), "w": np.ones((4, 3, 1, 1), np.float32),
+        "s": np.float32(0.1), "z": np.uint8(100), "t": np.float32(0.2),
+        "w": np.ones((4, 3, 1, 1), np.float32),
     }  # fmt: skip
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "s", "z"], ["a"]),
