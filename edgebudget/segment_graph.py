@@ -74,7 +74,7 @@ def write_description(model: onnx.ModelProto, file: Path, placed: Sequence[NodeP
 
 
 def graph_hash(file: Path) -> str:
-    """SHA-256 of the whole graph that `file` was lowered from.
+    """SHA-256 of the graph that `file` was lowered from, as an ONNX file with its weights.
 
     Raises:
         ArtifactError: EB510, the graph beside it is missing or damaged.

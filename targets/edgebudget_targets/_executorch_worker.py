@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgebudget_runtime.errors import EdgeBudgetError
+from edgebudget_runtime.executorch_program import Method, bindings
 from edgebudget_targets._pipe import receive, send
 
 _PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
@@ -53,8 +54,7 @@ class _Engine:
     """The programs of one process."""
 
     def __init__(self) -> None:
-        self._methods: list[Any] = []
-        self._kept: list[Any] = []  # a method only borrows its program, and that its bytes
+        self._methods: list[Method] = []
 
     def answer(self, request: Message, arrays: Sequence[Any]) -> tuple[Message, list[Any]]:
         """Do one thing: "lower", "open", "run" or "time"."""
@@ -72,49 +72,34 @@ class _Engine:
         raise ValueError(f"unknown request {do!r}")
 
     def _open(self, files: Sequence[str], threads: int) -> Message:
-        from executorch.extension.pybindings import portable_lib
-        from executorch.runtime import Runtime
-
         # Before any program is loaded: afterwards it aborts the process, or hangs.
-        portable_lib._unsafe_reset_threadpool(threads)
-        for file in files:
-            data = Path(file).read_bytes()
-            program = Runtime.get().load_program(data)
-            method = program.load_method("forward")
-            if method is None:
-                raise ValueError(f"{Path(file).name} has no method 'forward'")
-            self._kept += [data, program]
-            self._methods.append(method)
+        bindings()._unsafe_reset_threadpool(threads)
+        self._methods = [Method(Path(f).read_bytes(), "forward") for f in files]
         return {}
 
     def _run(self, arrays: Sequence[Any], pieces: int) -> list[Any]:
         """Cut each array into pieces along its first axis, run them, and join the answers."""
         parts = []
         for i in range(pieces):
-            values = [_piece(a, i, pieces) for a in arrays]
-            parts.append([v.numpy().copy() for v in self._methods[0].execute(values)])
+            parts.append(self._methods[0].run([_piece(a, i, pieces) for a in arrays]))
         return [np.concatenate(p) if pieces > 1 else p[0] for p in zip(*parts, strict=True)]
 
     def _times(self, arrays: Sequence[Any], repeats: int) -> Any:
         """Milliseconds [files, repeats], the files taking turns."""
-        values = [_piece(a, 0, 1) for a in arrays]
-        seconds = np.empty((len(self._methods), repeats))
+        runs = [m.prepared(arrays) for m in self._methods]
+        seconds = np.empty((len(runs), repeats))
         for turn in range(-_WARM_UP, repeats):
-            for i, method in enumerate(self._methods):
+            for i, run in enumerate(runs):
                 began = time.perf_counter()
-                method.execute(values)
+                run()
                 if turn >= 0:
                     seconds[i, turn] = time.perf_counter() - began
         return seconds * 1e3
 
 
 def _piece(array: Any, index: int, pieces: int) -> Any:
-    import torch
-
     size = len(array) // pieces if pieces > 1 else 0
-    part = array[index * size : (index + 1) * size] if size else array
-    # A copy: arrays from a pipe are read-only, and the engine refuses numpy's strides of new axes.
-    return torch.from_numpy(np.array(part, order="C"))
+    return array[index * size : (index + 1) * size] if size else array
 
 
 if __name__ == "__main__":
