@@ -71,11 +71,7 @@ def test_commands_read_it(
     assert main(["report", str(artifact), "--out", str(tmp_path / "r.html")]) == 0
     capfd.readouterr()
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 8, 8), np.float32))
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from edgebudget.cli import main; sys.exit(main())",
-    ]
+    code = "import sys; from edgebudget.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "run", str(artifact), str(tmp_path / "x.npy"), "--json"],
         capture_output=True,
