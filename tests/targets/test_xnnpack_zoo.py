@@ -25,8 +25,8 @@ from tests.passes.quant_nets import context
 pytest.importorskip("executorch", reason="ExecuTorch is not installed")
 
 # Operators of each network that XNNPACK is known to leave to portable kernels, and how many.
-_SMALL = {"digits": {}}
-_LARGE = {
+_SMALL: dict[str, dict[str, int]] = {"digits": {}}
+_LARGE: dict[str, dict[str, int]] = {
     "cifar10-resnet20": {"Slice": 2},
     "cifar10-resnet56": {"Slice": 2},
     "mobilenet-v2": {},
