@@ -51,7 +51,9 @@ def import_graph(model: ModelProto, *, signed: bool = True) -> ImportedGraph:
     Raises:
         UnsupportedError: EB243, an operator or one of its settings has no counterpart.
     """
-    return _Builder(inlined(model), signed).build()
+    copy = onnx.ModelProto()
+    copy.CopyFrom(inlined(model))
+    return _Builder(copy, signed).build()
 
 
 class ImportedGraph(nn.Module):
@@ -167,7 +169,8 @@ class _Builder:
         reader = self._reader.get(name)
         if reader is None or self._readers[name] != 1 or name in self._outputs:
             return None
-        return self._rounding.grid_of(self._call(reader)) if _rounds(reader) else None
+        rounds = reader.op_type == "QuantizeLinear"
+        return self._rounding.grid_of(self._call(reader)) if rounds else None
 
     def is_packed(self, name: str) -> bool:
         return name in self._packed
@@ -199,6 +202,9 @@ class _Builder:
         rule = RULES.get(node.op_type) if node.domain in _DOMAINS else None
         if node.op_type == "DequantizeLinear" and node.input[0] in self.known:
             self._pack(node.output[0], self._rounding.packed(call))
+            return
+        if node.op_type == "QuantizeLinear" and node.input[0] in self.known:
+            self.known[node.output[0]] = self._rounding.rounded(call)
             return
         if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
             self._add_op(node, self._rounding.op(call))
@@ -278,10 +284,6 @@ class _Builder:
             mine = {*step.args, *(o for o in step.outputs if o)} - seen
             step.last = tuple(sorted(mine))
             seen |= mine
-
-
-def _rounds(node: NodeProto) -> bool:
-    return bool(node.op_type == "QuantizeLinear")
 
 
 def _identifier(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import onnx
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor
@@ -23,7 +24,6 @@ _SIGNED: Mapping[torch.dtype, torch.dtype] = {
     torch.uint8: torch.int8,
     torch.uint16: torch.int16,
 }
-_DEFAULT_ZERO = torch.uint8  # of a QuantizeLinear that names no type
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Packed:
     def moved(self, whole: str, rank: int) -> Packed:
         """The same with its two dimensions swapped, stored as `whole`."""
         axis = None if self.axis is None else rank - 1 - self.axis
-        return replace(self, node=f"{self.node}.T", whole=whole, axis=axis)
+        return replace(self, whole=whole, axis=axis)
 
     def value(self, known: Mapping[str, Tensor]) -> Tensor:
         """The float tensor it stands for."""
@@ -70,6 +70,7 @@ class Rounding:
     def __init__(self, signed: bool) -> None:
         self.grids: dict[str, Grid] = {}  # float values that come from integers
         self._signed = signed
+        self._dtypes: dict[str, torch.dtype] = {}  # of integer values that the graph computes
         self._shifted: dict[str, tuple[Grid, torch.dtype]] = {}  # and the dtype ONNX says
 
     def is_shifted(self, name: str) -> bool:
@@ -110,6 +111,7 @@ class Rounding:
         ops, source, result = torch.ops.quantized_decomposed, call.inputs[0], call.node.output[0]
         dtype = self._settings(call)[2]
         if call.node.op_type == "QuantizeLinear":
+            self._dtypes[result] = dtype
             if dtype != grid.dtype:
                 self._shifted[result] = (grid, dtype)
             return Op(lambda x: ops.quantize_per_tensor(x, *settings), (source,))
@@ -119,6 +121,18 @@ class Rounding:
         # An input of the graph, which a caller gives unsigned.
         zero = float(grid.zero - grid.low)
         return Op(lambda q: grid.round((q.to(torch.float32) - zero) * grid.scale), (source,))
+
+    def rounded(self, call: Call) -> Tensor:
+        """What a node that rounds gives for a stored tensor."""
+        scale, zero, dtype = self._settings(call)
+        value = call.constant(0)
+        assert value is not None
+        if scale.numel() != 1:
+            shape = [1] * value.ndim
+            shape[call.axis("axis", 1)] = -1
+            scale, zero = scale.reshape(shape), zero.reshape(shape)
+        whole = torch.round(value / scale) + zero.to(torch.float32)
+        return whole.clamp(torch.iinfo(dtype).min, torch.iinfo(dtype).max).to(dtype)
 
     def packed(self, call: Call) -> Packed:
         """A stored integer tensor with its steps."""
@@ -165,14 +179,24 @@ class Rounding:
         if scale.dtype != torch.float32:
             raise call.refuse(f"has steps of type {scale.dtype}", "quantize from float32")
         if zero is None:
-            whole = call.scope.known.get(call.inputs[0])
-            named = call.node.op_type == "DequantizeLinear" and whole is not None
-            zero = torch.zeros((), dtype=whole.dtype if named and whole is not None else None)
-            if not named:
-                zero = zero.to(_DEFAULT_ZERO)
+            zero = torch.zeros(scale.shape, dtype=self._unstated(call))
         if zero.dtype.is_floating_point:
             raise call.refuse(f"rounds to {zero.dtype}", "quantize to integers")
         return scale, zero, zero.dtype
+
+    def _unstated(self, call: Call) -> torch.dtype:
+        """The integer type of a node without a zero point."""
+        if call.node.op_type == "QuantizeLinear":
+            kind = call.whole("output_dtype", 0)
+            name = onnx.helper.tensor_dtype_to_np_dtype(kind).name if kind else "uint8"
+            found = getattr(torch, name, None)
+        elif call.inputs[0] in call.scope.known:
+            found = call.scope.known[call.inputs[0]].dtype
+        else:
+            found = self._dtypes.get(call.inputs[0])
+        if not isinstance(found, torch.dtype):
+            raise call.refuse("does not say which integers it reads", "give it a zero point")
+        return found
 
     def _shift(self, dtype: torch.dtype) -> int:
         if not self._signed or dtype not in _SIGNED:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,7 @@ from edgebudget.import_onnx import ImportedGraph, import_graph
 
 _LOGGER = "executorch.backends.xnnpack.partition"
 _ROUNDS = 3  # each makes stored tensors float that the one before left in integers
-_UNPACK = "dequantize"
 _PLUMBING = ("executorch_call_delegate", "getitem")
-
-
-@dataclass
-class _Placed:
-    """What the partitioner left out: ONNX node name -> why."""
-
-    left: dict[str, str] = field(default_factory=dict)
 
 
 def lower(source: Path, out: Path) -> dict[str, Any]:

@@ -97,6 +97,42 @@ def test_signed_integers_are_the_same_numbers(name: str) -> None:
     assert not kinds & {torch.uint8, torch.uint16}
 
 
+def test_weights_rounded_in_the_graph_are_stored_as_integers() -> None:
+    """The form in which networks come that were trained in 8 bits; no zero point is given."""
+    rng = np.random.default_rng(0)
+    stored = {
+        "w": rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
+        "s": (0.02 + 0.01 * rng.random(4)).astype(np.float32),
+        "t": np.float32(0.05),
+    }
+    kind: dict[str, Any] = {"output_dtype": TensorProto.INT8}
+    axis: dict[str, Any] = {"axis": 0}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", "s"], ["wq"], **kind, **axis),
+        helper.make_node("DequantizeLinear", ["wq", "s"], ["wd"], **axis),
+        helper.make_node("QuantizeLinear", ["x", "t"], ["xq"], **kind),
+        helper.make_node("DequantizeLinear", ["xq", "t"], ["xd"]),
+        helper.make_node("Conv", ["xd", "wd"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 4, 4])],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in stored.items()],
+    )
+    opset = [helper.make_opsetid("", 21)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    before = graphs.fingerprint(model)
+    inputs = graphs.probe(graphs.specs(model))
+    module = import_graph(model)
+    np.testing.assert_allclose(
+        _answer(module, inputs), graphs.run(model, inputs)["y"], rtol=1e-4, atol=1e-4
+    )
+    assert [b.dtype for b in module.buffers() if b.numel() == 108] == [torch.int8]
+    assert graphs.fingerprint(model) == before  # the caller's model is left alone
+
+
 def test_inputs_and_outputs_keep_their_types() -> None:
     stored = {
         "s": np.float32(0.1), "z": np.uint8(100), "t": np.float32(0.2),

@@ -23,7 +23,7 @@ from edgebudget_passes import quantize_int8
 from edgebudget_runtime.errors import ArtifactError, TargetError, UnsupportedError, UsageError
 from edgebudget_targets import executorch_xnnpack
 from edgebudget_targets.executorch_xnnpack import XnnpackTarget
-from tests.passes.quant_nets import Net, Noise, context, residual
+from tests.passes.quant_nets import CPU, Net, Noise, context, residual
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed")
 
@@ -206,6 +206,24 @@ def test_a_missing_or_foreign_engine_says_what_to_install(
     assert not target.available().ok
     with pytest.raises(TargetError, match=rf"EB601.*{why}(.|\n)*edgebudget\[executorch\]"):
         target.lower(quantized, tmp_path, "main")
+
+
+def test_a_sum_that_is_not_rounded_multiplies_float_weights(
+    target: XnnpackTarget, tmp_path: Path
+) -> None:
+    """ONNX Runtime gives such sums as float; XNNPACK has no kernel that does."""
+    config = quantize_int8.Config(label_bias="off")
+    body = quantize_int8.run(graphs.program(residual()), config, context(Noise(), CPU)).program.body
+    assert not _is_rounded(body, "y")
+    file = target.lower(graphs.program(body), tmp_path, "main").file
+    assert target.placement(file).fallback == ()
+    want, got = graphs.run(body, {"x": batch(1)})["y"], target.open(file).run({"x": batch(1)})["y"]
+    np.testing.assert_allclose(got, want, atol=0.05 * float(np.abs(want).max()))
+
+
+def _is_rounded(body: onnx.ModelProto, name: str) -> bool:
+    makers = {o: n.op_type for n in body.graph.node for o in n.output}
+    return bool(makers[name] == "DequantizeLinear")
 
 
 def test_unsigned_bytes_cross_the_edges(target: XnnpackTarget, tmp_path: Path) -> None:
