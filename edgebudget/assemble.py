@@ -52,7 +52,7 @@ def build_manifest(
     from edgebudget.static_cost import static_cost
 
     proof, spec = result.proof, target.spec
-    how = f"{result.lowered.file.name} through ONNX Runtime on the CPU"
+    how = f"{result.lowered.file.name} through {parts.runtime(result.lowered.file)} on the CPU"
     quality = parts.quality(proof.quality, how)
     original = parts.quality(proof.original, "the original in float32")
     segment = parts.segment(folder, result.lowered, "main", proof.cost.macs.value or 0.0)
@@ -118,9 +118,9 @@ def _candidates(proposal: Proposal) -> tuple[m.Candidate, ...]:
 def _layers_of_file(result: Result) -> tuple[m.Layer, ...]:
     from dataclasses import replace
 
-    import onnx
+    from edgebudget.segment_graph import read_graph
 
-    body = onnx.load_model(str(result.lowered.file))
+    body = read_graph(result.lowered.file)
     return parts.layers(replace(result.built.program, stage="graph", body=body))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "edgebudget",
+    "executorch",
     "numpy",
     "onnx",
     "onnx-ir",
@@ -26,6 +27,7 @@ _PACKAGES = (
     "scipy",
     "torch",
     "torch-pruning",
+    "torchao",
 )
 
 
@@ -42,10 +44,11 @@ def versions() -> dict[str, str]:
 
 def segment(folder: Path, lowered: Lowered, id: str, macs: float) -> m.Segment:
     """An exported file and what goes with it; `macs` of one run."""
-    import onnx
     from onnx import TensorProto, helper
 
-    graph = onnx.load_model(str(lowered.file), load_external_data=False).graph
+    from edgebudget.segment_graph import read_graph
+
+    graph = read_graph(lowered.file, weights=False).graph
     weights = {t.name for t in graph.initializer}
 
     def tensor(value: Any) -> m.Tensor:
@@ -69,6 +72,11 @@ def segment(folder: Path, lowered: Lowered, id: str, macs: float) -> m.Segment:
         macs=macs,
         extra=tuple(m.File(relative(x), sha256(x), x.stat().st_size) for x in lowered.extra),
     )
+
+
+def runtime(file: Path) -> str:
+    """The name of the engine that reads such a file."""
+    return "ExecuTorch" if file.suffix == ".pte" else "ONNX Runtime"
 
 
 def quality(found: Quality | None, how: str) -> m.Quality | None:

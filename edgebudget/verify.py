@@ -121,13 +121,12 @@ def prove(
 
 def file_cost(lowered: Lowered, program: Program) -> Cost:
     """Count the exported file as it lies on disk; bytes are of what a device needs."""
-    import onnx
+    from edgebudget.segment_graph import counted_where, read_graph
 
-    body = onnx.load_model(str(lowered.file))
-    name = lowered.file.name
-    cost = static_cost(replace(program, stage="graph", body=body), name)
+    body = read_graph(lowered.file)
+    cost = static_cost(replace(program, stage="graph", body=body), counted_where(lowered.file))
     needed = lowered.file.stat().st_size
-    return replace(cost, size_bytes=counted(needed, f"size of {name}"))
+    return replace(cost, size_bytes=counted(needed, f"size of {lowered.file.name}"))
 
 
 def _latency(target: Target, file: Path, workload: Workload, budget: Budget) -> Figure:
@@ -181,10 +180,11 @@ def sample_indices(total: int, count: int | None) -> list[int]:
 
 def output_steps(file: Path) -> dict[str, float]:
     """One quantization step of every quantized output (name -> scale)."""
-    import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load_model(str(file)).graph
+    from edgebudget.segment_graph import read_graph
+
+    graph = read_graph(file).graph
     scales = {t.name: t for t in graph.initializer}
     found: dict[str, float] = {}
     for node in graph.node:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from edgebudget.target import TargetSpec
 
-# Operators besides the multiplying ones for which ONNX Runtime's CPU has integer kernels.
+# Operators besides the multiplying ones for which ONNX Runtime's CPU has integer kernels; other
+# engines name theirs.
 _CPU_OPS = frozenset(
     {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}
 )
@@ -65,6 +66,7 @@ def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> As
     exception joins integer values: in float, each of them would be converted, and laid out anew.
     """
     dtype = target.activation_dtypes[0]
+    joining = frozenset(target.options.get("integer_ops", "").split()) or _CPU_OPS
     macs = {n.name for n in units(graph, target)} - keep_float
     declined = {n: "asked for" for n in keep_float}
     for node in graph.nodes:
@@ -73,7 +75,8 @@ def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> As
     chosen: set[str] = set()
     for node in reversed(graph.nodes):
         feeds = any(r.name in chosen for o in node.output for r in _readers(graph, node, o))
-        if node.name in macs or (feeds and node.name not in keep_float and _cpu_can(graph, node)):
+        joins = feeds and node.name not in keep_float and _cpu_can(graph, node, joining)
+        if node.name in macs or joins:
             chosen.add(node.name)
     made: set[str] = set(graph.inputs)
     integer: set[str] = set()
@@ -81,7 +84,7 @@ def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> As
         data = [n for _, n in graph.data_inputs(node)]
         if node.name not in chosen:
             joins = len(data) > 1 and integer.issuperset(data) and node.name not in keep_float
-            if not (joins and _cpu_can(graph, node)):
+            if not (joins and _cpu_can(graph, node, joining)):
                 continue
             chosen.add(node.name)
         if node.name not in macs and not any(n in made for n in data):
@@ -94,6 +97,7 @@ def _for_cpu(graph: Graph, target: TargetSpec, keep_float: frozenset[str]) -> As
         n.name
         for n in graph.nodes
         if n.name in chosen
+        and target.options.get("float_sums") != "false"
         and n.op_type in {"Gemm", "MatMul"}
         and not any(r.name in chosen for r in graph.readers[graph.result(n)])
     }
@@ -104,13 +108,13 @@ def _readers(graph: Graph, node: onnx.NodeProto, output: str) -> list[onnx.NodeP
     return graph.readers[graph.result(node) if output == node.output[0] else output]
 
 
-def _cpu_can(graph: Graph, node: onnx.NodeProto) -> bool:
+def _cpu_can(graph: Graph, node: onnx.NodeProto, joining: frozenset[str]) -> bool:
     data = graph.data_inputs(node)
     if not data or not graph.is_float(node.output[0]):
         return False
     if node.op_type in MOVE_OPS:
         return data[0][0] == 0 and data[0][1] not in graph.weights
-    return node.op_type in _CPU_OPS and not any(n in graph.weights for _, n in data)
+    return node.op_type in joining and not any(n in graph.weights for _, n in data)
 
 
 def _why_float(graph: Graph, node: onnx.NodeProto) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edgebudget_runtime.errors import ArtifactError, UsageError
+from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
 
 CPU = "CPUExecutionProvider"
@@ -102,6 +102,8 @@ def run_session(
     names = [o.name for o in session.get_outputs()] if outputs is None else outputs
     try:
         values = session.run(names, dict(feed), options)
+    except EdgeBudgetError:
+        raise
     except Exception as e:  # the engine raises a dozen unrelated types here
         raise ArtifactError(
             "EB509",

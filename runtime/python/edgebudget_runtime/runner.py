@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from edgebudget_runtime import engine, inputs, policy
+from edgebudget_runtime import engine, executorch_program, inputs, policy
 from edgebudget_runtime.async_runner import Threads
 from edgebudget_runtime.batch import Answers, Batch, check_batch
 from edgebudget_runtime.cost import Cost, Resource
@@ -88,7 +88,7 @@ class Runner:
         self._clock, self._providers = clock, tuple(providers)
         self._threads = Threads(workers)
         self._telemetry = Telemetry(None if trace is None else Path(trace), clock)
-        device = here(providers[0], engine.VERSION, threads or engine.default_threads())
+        device = here(*self._engine_version(), threads or engine.default_threads())
         several = len(self.manifest.subnetworks) > 1
         self._profiling = Profiling(
             self.folder, self.manifest, device, profile if several else False, self._drifted
@@ -377,7 +377,14 @@ class Runner:
     def _drifted(self, factor: float) -> None:
         self._telemetry.counters.add("drifts")
 
+    def _engine_version(self) -> tuple[str, str]:
+        if executorch_program.is_needed(self.manifest):
+            return "executorch", executorch_program.installed_version()
+        return self._providers[0], engine.VERSION
+
     def _engine(self) -> str:
+        if executorch_program.is_needed(self.manifest):
+            return f"executorch {executorch_program.installed_version()}"
         used = f"onnxruntime {self._providers[0]}"
         own = self.manifest.target.engine
         stands_in = self._providers[0] == engine.CPU and own != "onnxruntime-cpu"

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from edgebudget_runtime import engine, integrity
+from edgebudget_runtime import engine, executorch_program, integrity
 from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
 from edgebudget_runtime.manifest import File, Manifest, Segment
 
@@ -170,6 +170,8 @@ class Sessions:
         return session
 
     def _started(self, segment: Segment) -> Any:
+        if segment.file.endswith(executorch_program.SUFFIX):
+            return self._started_program(segment)
         path = integrity.locate(self._folder, segment.file)
         settings: dict[str, Any] = {
             "providers": self._providers,
@@ -188,6 +190,17 @@ class Sessions:
         names = [posixpath.relpath(f.file, base) for f in segment.extra]
         weights = dict(zip(names, extra, strict=True))
         return engine.open_session(path, model=model, weights=weights, **settings)
+
+    def _started_program(self, segment: Segment) -> Any:
+        if self._providers[0] != engine.CPU:
+            raise UsageError(
+                "EB175",
+                f"{segment.file} runs in ExecuTorch, which has no provider {self._providers[0]!r}",
+                hint="leave providers out",
+            )
+        file, *_ = segment.files()
+        data = integrity.read(self._folder, file, verify=self._verify)
+        return executorch_program.open_program(data, segment, self._threads)
 
     def _damaged(self) -> dict[str, ArtifactError]:
         """Segments with a file that is not the one that was compiled."""

@@ -1,0 +1,165 @@
+"""ExecuTorch programs (`.pte`) with the face of an ONNX Runtime session.
+
+Needs the package executorch (and torch, which that brings) only when such a segment is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
+from edgebudget_runtime.inputs import Array
+from edgebudget_runtime.manifest import Manifest, Segment, Tensor
+
+SUFFIX = ".pte"
+_INSTALL = 'pip install "edgebudget[executorch]"'
+_opening = Lock()
+_pool: list[int] = []  # how many threads the process's one pool has, once it is in use
+
+
+def is_needed(manifest: Manifest) -> bool:
+    """Whether ExecuTorch runs an artifact."""
+    return any(s.file.endswith(SUFFIX) for s in manifest.segments)
+
+
+def installed_version() -> str:
+    """The version of the package, "" where it is not installed."""
+    try:
+        return version("executorch")
+    except PackageNotFoundError:
+        return ""
+
+
+def bindings() -> Any:
+    """The engine itself. Its public face would import the whole compiler first, for seconds."""
+    importlib.import_module("torch")  # brings the libraries that the engine is linked to
+    return importlib.import_module("executorch.extension.pybindings._portable_lib")
+
+
+class Method:
+    """One method of a loaded program."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        """Load it from the program's bytes; a file cut short is refused, with the engine's words.
+
+        Raises:
+            RuntimeError: the engine refuses it.
+        """
+        engine = bindings()
+        whole = engine.Verification.InternalConsistency
+        program = engine._load_program_from_buffer(data, program_verification=whole)
+        self._method = program.load_method(name)
+        self._kept = (data, program)  # a method only borrows its program, and that its bytes
+        self._torch = importlib.import_module("torch")
+
+    def run(self, values: Sequence[Array]) -> list[Array]:
+        """Run once."""
+        # Copies: the engine refuses the strides that numpy gives new axes, and keeps its outputs.
+        tensors = [self._torch.from_numpy(np.array(v, order="C")) for v in values]
+        return [v.numpy().copy() for v in self._method(tensors)]
+
+    def prepared(self, values: Sequence[Array]) -> Callable[[], object]:
+        """A function that runs once on these inputs and copies nothing, for timing."""
+        tensors = [self._torch.from_numpy(np.array(v, order="C")) for v in values]
+        return lambda: self._method(tensors)
+
+
+class ProgramSession:
+    """A loaded program; one run at a time, from any thread."""
+
+    def __init__(self, method: Method, segment: Segment) -> None:
+        self._method, self._segment = method, segment
+        self._running = Lock()
+
+    def get_inputs(self) -> Sequence[Tensor]:
+        """What it takes, in order. The file has no names: these are the manifest's."""
+        return self._segment.inputs
+
+    def get_outputs(self) -> Sequence[Tensor]:
+        """What it gives, in order."""
+        return self._segment.outputs
+
+    def run(
+        self, names: Sequence[str], feed: Mapping[str, Array], options: object = None
+    ) -> list[Array]:
+        """Run once.
+
+        Raises:
+            ArtifactError: EB509, the engine failed.
+        """
+        try:
+            with self._running:
+                found = self._method.run([feed[t.name] for t in self._segment.inputs])
+        except Exception as e:  # the engine raises a dozen unrelated types
+            raise ArtifactError(
+                "EB509",
+                f"ExecuTorch failed while running {self._segment.file}: {_first_line(e)}",
+                hint="check the artifact with `edgebudget eval`",
+            ) from e
+        by_name = {t.name: v for t, v in zip(self._segment.outputs, found, strict=True)}
+        return [by_name[n] for n in names]
+
+
+def open_program(data: bytes, segment: Segment, threads: int | None) -> ProgramSession:
+    """Load a program from its bytes.
+
+    The engine has one pool of threads in a process, whose size is fixed by the first program.
+
+    Raises:
+        TargetError: EB601, ExecuTorch is not installed.
+        UsageError: EB174, another number of threads is in use already.
+        ArtifactError: EB509, the engine refuses the file.
+    """
+    if not installed_version():
+        raise TargetError("EB601", f"{segment.file} needs the package executorch", hint=_INSTALL)
+    with _opening, _quiet():
+        _set_threads(threads)
+        try:
+            method = Method(data, "forward")
+        except Exception as e:  # the engine raises a dozen unrelated types
+            raise ArtifactError(
+                "EB509",
+                f"ExecuTorch {installed_version()} cannot load {segment.file}: {_first_line(e)}",
+                hint="compile the model again for this version",
+            ) from e
+    return ProgramSession(method, segment)
+
+
+def _set_threads(wanted: int | None) -> None:
+    if not _pool:
+        # Only before any program is loaded: afterwards this aborts the process, or hangs.
+        bindings()._unsafe_reset_threadpool(wanted or os.cpu_count() or 1)
+        _pool.append(wanted or os.cpu_count() or 1)
+    elif wanted is not None and wanted != _pool[0]:
+        raise UsageError(
+            "EB174",
+            f"threads={wanted}, but ExecuTorch runs on {_pool[0]} in this process already",
+            hint="use the same number for every runner, or another process",
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The engine reports on the processor as it starts, on the process's standard error."""
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+def _first_line(e: Exception) -> str:
+    text = str(e).strip()
+    return text.splitlines()[0] if text else type(e).__name__

@@ -1,0 +1,106 @@
+"""ExecuTorch in a process of its own: its runtime may crash, and it talks to the terminal.
+
+Run as ``python -m edgebudget_targets._executorch_worker``: answers requests on the standard
+streams (see `_pipe`) until they are closed. What the engine says itself goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgebudget_runtime.errors import EdgeBudgetError
+from edgebudget_runtime.executorch_program import Method, bindings
+from edgebudget_targets._pipe import receive, send
+
+_PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
+_WARM_UP = 5
+Message = dict[str, Any]
+
+
+def main() -> None:
+    """Answer until the other side is gone."""
+    if sys.platform == "linux":  # a killed compile must not leave an engine running
+        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints must not get between the messages
+    engine = _Engine()
+    while True:
+        try:
+            request, arrays = receive(sys.stdin.buffer)
+        except EOFError:
+            break
+        try:
+            reply, results = engine.answer(request, arrays)
+            send(answers, {"ok": True, **reply}, results)
+        except EdgeBudgetError as e:
+            error = {"kind": type(e).__name__, "code": e.code, "what": e.what, "hint": e.hint}
+            send(answers, {"ok": False, **error})
+        except Exception as e:  # the engine raises a dozen unrelated types
+            send(answers, {"ok": False, "kind": "", "what": f"{type(e).__name__}: {e}"})
+    sys.stderr.flush()
+    os._exit(0)  # the engine's own clean-up at exit has crashed
+
+
+class _Engine:
+    """The programs of one process."""
+
+    def __init__(self) -> None:
+        self._methods: list[Method] = []
+
+    def answer(self, request: Message, arrays: Sequence[Any]) -> tuple[Message, list[Any]]:
+        """Do one thing: "lower", "open", "run" or "time"."""
+        do = request["do"]
+        if do == "lower":
+            from edgebudget_targets._xnnpack_lower import lower
+
+            return lower(Path(request["graph"]), Path(request["out"])), []
+        if do == "open":
+            return self._open(request["files"], request["threads"]), []
+        if do == "run":
+            return {}, self._run(arrays, request["pieces"])
+        if do == "time":
+            return {}, [self._times(arrays, request["repeats"])]
+        raise ValueError(f"unknown request {do!r}")
+
+    def _open(self, files: Sequence[str], threads: int) -> Message:
+        # Before any program is loaded: afterwards it aborts the process, or hangs.
+        bindings()._unsafe_reset_threadpool(threads)
+        self._methods = [Method(Path(f).read_bytes(), "forward") for f in files]
+        return {}
+
+    def _run(self, arrays: Sequence[Any], pieces: int) -> list[Any]:
+        """Cut each array into pieces along its first axis, run them, and join the answers."""
+        parts = []
+        for i in range(pieces):
+            parts.append(self._methods[0].run([_piece(a, i, pieces) for a in arrays]))
+        return [np.concatenate(p) if pieces > 1 else p[0] for p in zip(*parts, strict=True)]
+
+    def _times(self, arrays: Sequence[Any], repeats: int) -> Any:
+        """Milliseconds [files, repeats], the files taking turns."""
+        runs = [m.prepared(arrays) for m in self._methods]
+        seconds = np.empty((len(runs), repeats))
+        for turn in range(-_WARM_UP, repeats):
+            for i, run in enumerate(runs):
+                began = time.perf_counter()
+                run()
+                if turn >= 0:
+                    seconds[i, turn] = time.perf_counter() - began
+        return seconds * 1e3
+
+
+def _piece(array: Any, index: int, pieces: int) -> Any:
+    size = len(array) // pieces if pieces > 1 else 0
+    return array[index * size : (index + 1) * size] if size else array
+
+
+if __name__ == "__main__":
+    main()

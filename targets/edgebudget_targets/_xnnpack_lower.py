@@ -1,0 +1,145 @@
+"""From a graph to a `.pte` whose operators run in XNNPACK; works in a process of its own.
+
+Imports torch and executorch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from onnx import TensorProto, numpy_helper
+
+from edgebudget import graph as graphs
+from edgebudget.import_onnx import ImportedGraph, import_graph
+
+_LOGGER = "executorch.backends.xnnpack.partition"
+_ROUNDS = 3  # each makes stored tensors float that the one before left in integers
+_PLUMBING = ("executorch_call_delegate", "getitem")
+
+
+def lower(source: Path, out: Path) -> dict[str, Any]:
+    """Lower a graph with static shapes; returns `left`: ONNX node name -> why it is not delegated.
+
+    Raises:
+        UnsupportedError: EB243, an operator has no counterpart in torch.
+    """
+    model = onnx.load_model(str(source))
+    # XNNPACK takes a bias as float and rounds it to the product of the two steps itself, which
+    # gives the stored integers back.
+    _make_float(model, {n for n, t in _stored_integers(model).items() if t == TensorProto.INT32})
+    for _ in range(_ROUNDS):
+        module = import_graph(model)
+        example = tuple(
+            torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in graphs.specs(model)
+        )
+        with _reasons(module) as why, torch.no_grad():
+            exported = torch.export.export(module, example)
+            lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+        left = _left(lowered.exported_program(), module)
+        # A layer that has no integer kernel after all multiplies float weights.
+        packed = {n for n in _stored_integers(model) if n in left}
+        if not packed:
+            break
+        _make_float(model, packed)
+    aside = out.with_name(f".{out.name}.part")
+    aside.write_bytes(lowered.to_executorch().buffer)
+    aside.replace(out)
+    return {"left": {n: why.get(n) or _no_kernel(op) for n, op in left.items()}}
+
+
+def _stored_integers(model: onnx.ModelProto) -> dict[str, int]:
+    """Name and element type of every node that makes a stored integer tensor float."""
+    stored = {t.name: t.data_type for t in model.graph.initializer}
+    return {
+        n.name: stored[n.input[0]]
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in stored
+    }
+
+
+def _make_float(model: onnx.ModelProto, names: set[str]) -> None:
+    """Replace the named nodes by the float tensors that they give."""
+    if not names:
+        return
+    stored = {t.name: t for t in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        if node.name not in names:
+            kept.append(node)
+            continue
+        whole, scale = (numpy_helper.to_array(stored[n]) for n in node.input[:2])
+        zero = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 else np.int8(0)
+        axis = graphs.attributes(node).get("axis", 1)
+        if scale.size > 1:
+            shape = [1] * whole.ndim
+            shape[axis] = -1
+            scale = scale.reshape(shape)
+            zero = zero.reshape(shape if zero.size > 1 else [1] * whole.ndim)
+        value = (whole.astype(np.float32) - zero.astype(np.float32)) * scale
+        if whole.dtype == np.int32:  # beyond float32's whole numbers
+            value = (whole.astype(np.float64) * scale).astype(np.float32)
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.asarray(value, np.float32), node.output[0])
+        )
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+@contextmanager
+def _reasons(module: ImportedGraph) -> Iterator[dict[str, str]]:
+    """Collects what the partitioner says about nodes it does not take, by ONNX node name."""
+    found: dict[str, str] = {}
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
+            name = None if node is None else _origin(node, module)
+            if name and reason:
+                found.setdefault(name, f"XNNPACK: {' '.join(str(reason).split())}")
+
+    logger, listener = logging.getLogger(_LOGGER), Listener()
+    before = logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)
+        logger.level, logger.propagate = before
+
+
+def _left(program: Any, module: ImportedGraph) -> dict[str, str]:
+    """Nodes with an operator outside XNNPACK, and what that is called."""
+    left: dict[str, str] = {}
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        op = getattr(node.target, "__name__", str(node.target))
+        if any(p in op for p in _PLUMBING):
+            continue
+        name = _origin(node, module) or f"#{node.name}"
+        left.setdefault(name, op)
+    return left
+
+
+def _origin(node: Any, module: ImportedGraph) -> str | None:
+    """The ONNX node that an exported operator comes from."""
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    for path, _ in reversed(list(stack.values())):
+        if str(path).startswith("steps."):
+            return module.node_names.get(str(path).removeprefix("steps."))
+    return None
+
+
+def _no_kernel(op: str) -> str:
+    return f"XNNPACK does not take {op}; ExecuTorch's portable kernel runs it"

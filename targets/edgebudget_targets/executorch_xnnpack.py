@@ -1,0 +1,218 @@
+"""This machine's CPU through ExecuTorch and XNNPACK: `.pte` files, measured latency."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgebudget.cpu_features import cpu_features
+from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
+from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.errors import TargetError, UsageError
+from edgebudget_targets._executor import chunks
+from edgebudget_targets._executorch_process import EngineRefused, Worker, opened
+from edgebudget_targets._onnx_file import write_segment
+
+if TYPE_CHECKING:
+    from edgebudget.program import Program
+    from edgebudget.workload import Array
+
+_INSTALL = 'pip install "edgebudget[executorch]"'
+_NEEDED = (("executorch", "1.4"), ("torchao", ""))  # and the version they must begin with
+_LOWER_S, _RUN_S = 1800.0, 600.0
+_COMPARED = 50  # runs of each file
+_OWN, _OTHER = "xnnpack", "portable"
+
+
+class XnnpackTarget:
+    """ExecuTorch's XNNPACK back end on this machine."""
+
+    def __init__(self, spec: TargetSpec) -> None:
+        self._threads = int(spec.options["threads"])
+        self.spec = replace(spec, device=cpu_features().model)
+        self._compiler: Worker | None = None
+        self._loaded: tuple[Path, Worker] | None = None  # by `placement`, for `open`
+
+    def available(self) -> Availability:
+        """Whether ExecuTorch is installed, at a version that was tried."""
+        for package, wanted in _NEEDED:
+            try:
+                found = version(package)
+            except PackageNotFoundError:
+                why = f"the package {package} is not installed"
+                return Availability(ok=False, why=why, install=_INSTALL)
+            if wanted and not f"{found}.".startswith(f"{wanted}."):
+                why = f"{package} {found} is installed, {wanted} is needed"
+                return Availability(ok=False, why=why, install=_INSTALL, version=found)
+        return Availability(ok=True, version=version(_NEEDED[0][0]))
+
+    def lower(self, program: Program, folder: Path, name: str) -> Lowered:
+        """Write `<name>.pte` and, beside it, the graph that it was made of.
+
+        Raises:
+            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB,
+                EB243 an operator has no counterpart in torch.
+            TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long,
+                EB612 its compiler refuses the graph.
+        """
+        from edgebudget.segment_graph import write_description
+        from edgebudget_targets._onnx_file import read_segment
+
+        self._require()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{name}.pte"
+        with tempfile.TemporaryDirectory(prefix="edgebudget-") as scratch:
+            source = write_segment(program, Path(scratch), name)
+            left = self._compiled(source, file)
+            model = read_segment(source)
+        nodes = [
+            NodePlacement(n.name or f"#{i}", n.op_type, _OTHER if n.name in left else _OWN,
+                          left.get(n.name, ""))
+            for i, n in enumerate(model.graph.node)
+        ]  # fmt: skip
+        known = {n.name for n in nodes}
+        nodes += [NodePlacement(n, n, _OTHER, why) for n, why in left.items() if n not in known]
+        return Lowered(file, (write_description(model, file, nodes),))
+
+    def open(self, file: Path, *, exact: bool = False) -> PteExecutor:
+        """Load a segment on all cores; this engine is the target's own, `exact` or not.
+
+        Raises:
+            ArtifactError: EB510, the file is missing, damaged, or made for another engine.
+            TargetError: EB601, ExecuTorch is missing.
+        """
+        self._require()
+        spare, self._loaded = self._loaded, None
+        if spare is not None and spare[0] == file and spare[1].alive:
+            return PteExecutor(file, spare[1])
+        return PteExecutor(file, opened([file], _all_cores(), _RUN_S))
+
+    def placement(self, file: Path) -> Placement:
+        """Which nodes XNNPACK took, and which portable kernels run, as the compiler left them.
+
+        Raises:
+            ArtifactError: EB510, the file cannot be loaded, or what it was made of is not there.
+            TargetError: EB601, ExecuTorch is missing.
+        """
+        from edgebudget.segment_graph import placed_nodes
+
+        self._require()
+        self._loaded = (file, opened([file], _all_cores(), _RUN_S))
+        return Placement(placed_nodes(file), _OWN)
+
+    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
+        """Median time of one run in ms, measured warm on this machine.
+
+        Raises:
+            ArtifactError: EB510, the file cannot be loaded.
+            TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long.
+            UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
+        """
+        (ms,) = self._times([file], inputs, repeats)
+        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        how = (
+            f"median of {repeats} warm runs, one after the other, {threads}, "
+            f"ExecuTorch {version('executorch')} with XNNPACK"
+        )
+        return Figure(
+            value=float(np.median(ms)),
+            evidence="measured",
+            how=how,
+            device=self.spec.device,
+            count=repeats,
+            spread=float(np.subtract(*np.percentile(ms, [75, 25])) / 2),
+        )
+
+    def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
+        """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
+        mine, theirs = self._times([file, other], inputs, _COMPARED)
+        return float(np.median(mine / theirs))
+
+    def _times(
+        self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
+    ) -> list[Array]:
+        """Milliseconds [repeats] of each file on the first sample of `inputs`, taking turns."""
+        if repeats < 1:
+            raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
+        self._require()
+        first = next(chunks(inputs, _shapes(files[0])))
+        worker = opened(files, self._threads, _RUN_S)
+        try:
+            _, (found,) = worker.ask({"do": "time", "repeats": repeats}, list(first.values()))
+        except EngineRefused as e:
+            raise _failed(str(e)) from e
+        finally:
+            worker.close()
+        return list(found)
+
+    def _compiled(self, source: Path, file: Path) -> dict[str, str]:
+        if self._compiler is None or not self._compiler.alive:
+            self._compiler = Worker(_LOWER_S)
+        request = {"do": "lower", "graph": str(source), "out": str(file.resolve())}
+        try:
+            reply, _ = self._compiler.ask(request)
+        except EngineRefused as e:
+            raise TargetError(
+                "EB612",
+                f"ExecuTorch's compiler refuses the graph: {e}",
+                hint="compile for another target, or replace the operators it names",
+            ) from e
+        left: dict[str, str] = reply["left"]
+        return left
+
+    def _require(self) -> None:
+        state = self.available()
+        if not state.ok:
+            raise TargetError("EB601", f"{self.spec.name}: {state.why}", hint=state.install)
+
+
+class PteExecutor:
+    """A segment in ExecuTorch's runtime, in a process of its own."""
+
+    def __init__(self, file: Path, worker: Worker) -> None:
+        from edgebudget.segment_graph import read_graph
+
+        self._outputs = tuple(o.name for o in read_graph(file).graph.output)
+        self._shapes = _shapes(file)
+        self._worker = worker
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run N samples, as many at a time as the segment's own batch.
+
+        Raises:
+            UsageError: EB142, an input is missing or has the wrong shape.
+            TargetError: EB610 the engine crashed, EB611 it took too long, EB613 it failed.
+        """
+        parts = list(chunks(inputs, self._shapes))
+        whole = [np.concatenate([p[k] for p in parts]) for k in self._shapes]
+        try:
+            _, values = self._worker.ask({"do": "run", "pieces": len(parts)}, whole)
+        except EngineRefused as e:
+            raise _failed(str(e)) from e
+        return dict(zip(self._outputs, values, strict=True))
+
+
+def _all_cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _shapes(file: Path) -> dict[str, tuple[int | str | None, ...]]:
+    from edgebudget import graph as graphs
+    from edgebudget.segment_graph import read_graph
+
+    return {s.name: s.shape for s in graphs.specs(read_graph(file))}
+
+
+def _failed(what: str) -> TargetError:
+    return TargetError(
+        "EB613",
+        f"ExecuTorch failed while running: {what}",
+        hint="`edgebudget doctor` says which engines work here",
+    )
