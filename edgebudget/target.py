@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgebudget.program import Program
     from edgebudget.workload import Array
-    from edgebudget_runtime.cost import Figure
+    from edgebudget_runtime.budget import Statistic
+    from edgebudget_runtime.cost import Figure, Resource
 
 Family = Literal["cpu", "npu", "gpu"]
 
@@ -29,6 +30,7 @@ class TargetSpec:
     weight_dtypes: tuple[str, ...]
     float_fallback: bool  # True: a node left in float is fine (CPU); False: all must be integer
     max_fallback: int | None  # default limit on nodes outside the processor; None: no limit
+    tells: tuple[Resource, ...] = ()  # of latency_ms and energy_mj: what has a figure here
     options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
 
 
@@ -107,10 +109,30 @@ class Target(Protocol):
         """Where the engine puts every node of this file."""
         ...
 
-    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
-        """Latency of one input on this target, measured, simulated, modelled or unknown."""
+    def latency(
+        self,
+        file: Path,
+        inputs: Mapping[str, Array],
+        repeats: int,
+        *,
+        statistic: Statistic = "p50",
+    ) -> Figure:
+        """A statistic of the latency of one input, measured, simulated, modelled or unknown.
+
+        `repeats` is the fewest runs; a percentile may take more. Unknown where the engine cannot
+        tell this statistic.
+        """
         ...
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`, run interleaved; None where not measurable."""
+        ...
+
+
+@runtime_checkable
+class TellsEnergy(Protocol):
+    """A target that can also tell the energy of a run; `spec.tells` then lists energy_mj."""
+
+    def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
+        """Mean energy of one input in mJ, measured or modelled, or unknown with the reason."""
         ...
