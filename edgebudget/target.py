@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgebudget.kernels import Kernel, Observation
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
     from edgebudget_runtime.cost import Figure, Resource
+    from edgebudget_runtime.device_id import Device
 
 Family = Literal["cpu", "npu", "gpu"]
 
@@ -136,3 +138,35 @@ class TellsEnergy(Protocol):
     def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
         """Mean energy of one input in mJ, measured or modelled, or unknown with the reason."""
         ...
+
+
+@runtime_checkable
+class TellsKernels(Protocol):
+    """A target whose engine tells which kernels it runs, so that they can be timed and predicted.
+
+    Files are given inputs of seeded noise.
+    """
+
+    def device(self) -> Device:
+        """What a latency depends on: this device, the engine, its version and threads."""
+        ...
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, after the engine's own fusion.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        ...
+
+    def observe(self, file: Path) -> Observation:
+        """The time of one run and of each kernel, in a fraction of a second.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        ...
+
+
+class CalibratedTarget(Target, TellsKernels, Protocol):
+    """A target that can be calibrated."""
