@@ -21,7 +21,7 @@ from edgebudget.job import Job, check_quality_limit, prepare, reference_of
 from edgebudget.pipeline import run_steps
 from edgebudget.plan import Plan, load_plan
 from edgebudget.planner import Proposal
-from edgebudget.verify import Depth, file_cost, look, nearest, prove
+from edgebudget.verify import Depth, dear_cost, file_cost, look, nearest, prove
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import InfeasibleError, MissedError
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgebudget.program import PassRecord
     from edgebudget_runtime.manifest import Manifest
 
+_DRAFT_RUNS = 20
 _DRAFTS = 4  # how often the MACs bound is tightened for bytes, memory or latency
 
 
@@ -196,12 +197,9 @@ def _draft_cost(job: Job, plan: Plan) -> Any:
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
         lowered = job.target.lower(built.program, Path(name), "draft")
         cost = file_cost(lowered, built.program)
-        if job.setting.budget.limit("latency_ms") is not None:
-            source = job.workload.data.calibration
-            assert source is not None
-            inputs = {k: v[None] for k, v in source.sample(0).inputs.items()}
-            cost = replace(cost, latency_ms=job.target.latency(lowered.file, inputs, 20))
-    return cost
+        return dear_cost(
+            cost, job.target, lowered.file, job.workload, job.setting.budget, _DRAFT_RUNS
+        )
 
 
 def _shown(job: Job, cost: Any) -> str:

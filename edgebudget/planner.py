@@ -131,29 +131,17 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
         raise _infeasible("parameters", bound, floor, found)
     if (bound := budget.limit("size_bytes")) is not None and bound < floor * 0.5:
         raise _infeasible("bytes (one per parameter)", bound, floor, found)
-    for x in budget.limits:
-        if x.resource == "latency_ms" and x.statistic != "p50":
-            raise InfeasibleError(
-                "EB403",
-                f"latency at {x.statistic} cannot be proven yet: the median is what is measured",
-                hint="limit the median: --latency without @",
-            )
-    unknown: tuple[Resource, ...] = ("energy_mj", "latency_ms")
-    for resource in unknown:
-        if budget.limit(resource) is not None and setting.target.family != "cpu":
+    dear: tuple[Resource, ...] = ("energy_mj", "latency_ms")
+    for resource in dear:
+        if budget.limit(resource) is not None and resource not in setting.target.tells:
+            known = ", ".join(setting.target.tells) or "neither latency nor energy"
             raise InfeasibleError(
                 "EB403",
                 f"{resource} on {setting.target.name} is unknown here, and an unknown cost "
                 "never satisfies a limit",
-                hint="limit --macs, --size or --memory instead, or compile for a target that "
-                "measures it (`edgebudget targets`)",
+                hint=f"this target tells {known}: limit --macs, --size or --memory instead, or "
+                "compile for one that measures it (`edgebudget targets`)",
             )
-    if budget.limit("energy_mj") is not None:
-        raise InfeasibleError(
-            "EB403",
-            f"energy on {setting.target.name} cannot be measured on this machine",
-            hint="limit --macs or --latency instead",
-        )
 
 
 def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:

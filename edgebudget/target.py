@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgebudget.kernels import Kernel, Observation
     from edgebudget.program import Program
     from edgebudget.workload import Array
-    from edgebudget_runtime.cost import Figure
+    from edgebudget_runtime.budget import Statistic
+    from edgebudget_runtime.cost import Figure, Resource
+    from edgebudget_runtime.device_id import Device
 
 Family = Literal["cpu", "npu", "gpu"]
 
@@ -29,6 +32,7 @@ class TargetSpec:
     weight_dtypes: tuple[str, ...]
     float_fallback: bool  # True: a node left in float is fine (CPU); False: all must be integer
     max_fallback: int | None  # default limit on nodes outside the processor; None: no limit
+    tells: tuple[Resource, ...] = ()  # of latency_ms and energy_mj: what has a figure here
     options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
 
 
@@ -107,10 +111,62 @@ class Target(Protocol):
         """Where the engine puts every node of this file."""
         ...
 
-    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
-        """Latency of one input on this target, measured, simulated, modelled or unknown."""
+    def latency(
+        self,
+        file: Path,
+        inputs: Mapping[str, Array],
+        repeats: int,
+        *,
+        statistic: Statistic = "p50",
+    ) -> Figure:
+        """A statistic of the latency of one input, measured, simulated, modelled or unknown.
+
+        `repeats` is the fewest runs; a percentile may take more. Unknown where the engine cannot
+        tell this statistic.
+        """
         ...
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`, run interleaved; None where not measurable."""
         ...
+
+
+@runtime_checkable
+class TellsEnergy(Protocol):
+    """A target that can also tell the energy of a run; `spec.tells` then lists energy_mj."""
+
+    def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
+        """Mean energy of one input in mJ, measured or modelled, or unknown with the reason."""
+        ...
+
+
+@runtime_checkable
+class TellsKernels(Protocol):
+    """A target whose engine tells which kernels it runs, so that they can be timed and predicted.
+
+    Files are given inputs of seeded noise.
+    """
+
+    def device(self) -> Device:
+        """What a latency depends on: this device, the engine, its version and threads."""
+        ...
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, after the engine's own fusion.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        ...
+
+    def observe(self, file: Path) -> Observation:
+        """The time of one run and of each kernel, in a fraction of a second.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        ...
+
+
+class CalibratedTarget(Target, TellsKernels, Protocol):
+    """A target that can be calibrated."""

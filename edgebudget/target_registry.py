@@ -83,8 +83,8 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
 def _spec(name: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> TargetSpec:
     merged = {"max_fallback": None, **shared, **own, "name": name}
     merged["options"] = {**shared.get("options", {}), **own.get("options", {})}
-    for key in ("activation_dtypes", "weight_dtypes"):
-        merged[key] = tuple(merged[key])
+    for key in ("activation_dtypes", "weight_dtypes", "tells"):
+        merged[key] = tuple(merged.get(key, ()))
     return TargetSpec(**merged)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 
 from edgebudget.evaluate import Predictions, predict, relative_drop, score
 from edgebudget.events import Emit, Said
+from edgebudget.latency_statistic import wanted
 from edgebudget.static_cost import static_cost
-from edgebudget_runtime.cost import UNKNOWN, Cost, Figure, counted
+from edgebudget.target import TellsEnergy
+from edgebudget_runtime.cost import Cost, counted
 from edgebudget_runtime.errors import TargetError
 
 if TYPE_CHECKING:
@@ -98,8 +100,7 @@ def prove(
     """
     cost, placement = seen.cost, seen.placement
     dataset = workload.data.evaluation
-    if budget.limit("latency_ms") is not None:
-        cost = replace(cost, latency_ms=_latency(target, lowered.file, workload, budget))
+    cost = dear_cost(cost, target, lowered.file, workload, budget, _REPEATS)
     if dataset is None or reference is None:
         note = "no evaluation data: quality is unknown"
         emit(Said("warning", note))
@@ -129,14 +130,24 @@ def file_cost(lowered: Lowered, program: Program) -> Cost:
     return replace(cost, size_bytes=counted(needed, f"size of {lowered.file.name}"))
 
 
-def _latency(target: Target, file: Path, workload: Workload, budget: Budget) -> Figure:
-    if any(x.resource == "latency_ms" and x.statistic != "p50" for x in budget.limits):
-        return UNKNOWN  # the median that targets measure proves no other statistic
+def dear_cost(
+    cost: Cost, target: Target, file: Path, workload: Workload, budget: Budget, repeats: int
+) -> Cost:
+    """`cost` with the latency and the energy that `budget` limits, as the target tells them.
+
+    Latency is at the statistic of the limit. What the target cannot tell stays unknown.
+    """
     source = workload.data.evaluation or workload.data.calibration
     if source is None:
-        return UNKNOWN
+        return cost
     inputs = {k: v[None] for k, v in source.sample(0).inputs.items()}
-    return target.latency(file, inputs, _REPEATS)
+    statistic = wanted(budget.limits)
+    if statistic is not None:
+        found = target.latency(file, inputs, repeats, statistic=statistic)
+        cost = replace(cost, latency_ms=found)
+    if budget.limit("energy_mj") is not None and isinstance(target, TellsEnergy):
+        cost = replace(cost, energy_mj=target.energy(file, inputs))
+    return cost
 
 
 def _exact(

@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.latency_statistic import figure
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.device_id import Device, here
 from edgebudget_runtime.errors import UsageError
+from edgebudget_targets import _ort_kernels
 from edgebudget_targets._executor import CpuExecutor, chunks
 from edgebudget_targets._onnx_file import read_segment, write_segment
+from edgebudget_targets._timing import timed_apart
 
 if TYPE_CHECKING:
+    from edgebudget.kernels import Kernel, Observation
     from edgebudget.program import Program
     from edgebudget.workload import Array
+    from edgebudget_runtime.budget import Statistic
 
 _WARM_UP = 5
 _COMPARED = 50  # runs of each file
@@ -73,14 +79,27 @@ class CpuTarget:
             "cpu",
         )
 
-    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
-        """Median time of one run in ms, measured warm on this machine.
+    def latency(
+        self,
+        file: Path,
+        inputs: Mapping[str, Array],
+        repeats: int,
+        *,
+        statistic: Statistic = "p50",
+    ) -> Figure:
+        """A statistic of one run's time in ms, measured warm in a process of its own.
 
         Raises:
             ArtifactError: EB510, the engine refuses the file.
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
+            TargetError: EB640, the process failed.
         """
-        return self.measure([file], inputs, repeats)[0]
+        _check_runs(repeats)
+        first = next(chunks(inputs, CpuSession(file, threads=self._threads).shapes))
+        times = timed_apart(
+            file, first, threads=self._threads, repeats=repeats, statistic=statistic
+        )
+        return figure(times, statistic, self._how, self.spec.device)
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
@@ -95,11 +114,7 @@ class CpuTarget:
         Whatever slows the machine for a while then slows all files alike.
         """
         turns = f"{len(files)} files in turn" if files[1:] else "one after the other"
-        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
-        how = (
-            f"median of {repeats} warm runs, {turns}, {threads}, "
-            f"ONNX Runtime {version('onnxruntime')}"
-        )
+        how = f"median of {repeats} warm runs, {turns}, {self._how}"
         return tuple(
             Figure(
                 value=float(np.median(ms)),
@@ -112,12 +127,36 @@ class CpuTarget:
             for ms in self._times(files, inputs, repeats)
         )
 
+    def device(self) -> Device:
+        """This machine, ONNX Runtime's version, and the threads of a measurement."""
+        return here("onnxruntime-cpu", version("onnxruntime"), self._threads)
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, from the engine's own profile of it.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        return _ort_kernels.kernels(file, _noise(file), self._threads)
+
+    def observe(self, file: Path) -> Observation:
+        """The usual time of one run and of each kernel in it, in two short bursts.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        return _ort_kernels.observe(file, _noise(file), self._threads)
+
+    @property
+    def _how(self) -> str:
+        threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
+        return f"{threads}, ONNX Runtime {version('onnxruntime')}"
+
     def _times(
         self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
     ) -> list[Array]:
         """Milliseconds [repeats] of each file on the first sample of `inputs`."""
-        if repeats < 1:
-            raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
+        _check_runs(repeats)
         sessions = [CpuSession(f, threads=self._threads) for f in files]
         first = [next(chunks(inputs, s.shapes)) for s in sessions]
         seconds = np.empty((len(files), repeats))
@@ -128,3 +167,27 @@ class CpuTarget:
                 if turn >= 0:
                     seconds[i, turn] = time.perf_counter() - began
         return list(seconds * 1e3)
+
+
+def _check_runs(repeats: int) -> None:
+    if repeats < 1:
+        raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
+
+
+def _noise(file: Path) -> dict[str, Array]:
+    """Seeded noise for every input of a file; open dimensions are 1."""
+    from onnx import helper
+
+    graph = read_segment(file, weights=False).graph
+    held = {t.name for t in graph.initializer}
+    rng = np.random.default_rng(0)
+    found: dict[str, Array] = {}
+    for value in graph.input:
+        if value.name in held:
+            continue
+        kind = value.type.tensor_type
+        shape = [d.dim_value or 1 for d in kind.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        noise = rng.standard_normal(shape)
+        found[value.name] = (noise if dtype.kind == "f" else np.abs(noise)).astype(dtype)
+    return found

@@ -28,6 +28,7 @@ from edgebudget_targets._qnn_process import Job, NotAllOnNpu, run_jobs
 if TYPE_CHECKING:
     from edgebudget.program import Program
     from edgebudget.workload import Array
+    from edgebudget_runtime.budget import Statistic
 
 _INSTALL = 'pip install "edgebudget[qnn]"'
 _PROBE_S = 120.0
@@ -95,13 +96,25 @@ class HexagonTarget:
         self._require()
         return Placement(self._emulator.place(file), "npu")
 
-    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
+    def latency(
+        self,
+        file: Path,
+        inputs: Mapping[str, Array],
+        repeats: int,
+        *,
+        statistic: Statistic = "p50",
+    ) -> Figure:
         """The compiler's own estimate in ms, or unknown with the reason; nothing is run.
+
+        It is one number: a percentile above the median stays unknown.
 
         Raises:
             TargetError: as `placement`, except that nodes left to the CPU make it unknown.
         """
         device = self.spec.device
+        if statistic not in ("p50", "mean"):
+            why = f"the compiler's estimate has no {statistic}"
+            return Figure(value=None, evidence="unknown", how=why, device=device)
         if self.spec.options["estimate"] != "true":
             why = "the vendor's compiler prints no estimate for this SoC, and its emulator no time"
             return Figure(value=None, evidence="unknown", how=why, device=device)

@@ -68,7 +68,7 @@ def artifact(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--data npy:x.npz", 2, "EB169", "did you mean npz:x.npz?"),
         ("--macs 1", 3, "EB401", "smallest reachable point"),
         ("--min-quality 0.9999", 3, "EB405", "ask for at most 0.98"),
-        ("--energy 5mJ", 3, "EB403", "limit --macs or --latency"),
+        ("--energy 5mJ", 3, "EB403", "this target tells latency_ms"),
         ("--latency 1ms --target npu", 3, "EB403", "--size or --memory"),
     ],
 )

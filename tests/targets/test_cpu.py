@@ -71,6 +71,7 @@ def test_latency_states_how_it_was_measured(
     assert "median of 7" in figure.how
     assert "1 thread" in figure.how
     assert figure.device == cpu.spec.device != "this machine"
+    assert "in a process of its own" in figure.how
     pair = cpu.measure([qdq_file, erf_file], {"x": batch}, 3)
     assert [f.count for f in pair] == [3, 3]
     assert "2 files in turn" in pair[0].how
