@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx
+
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
@@ -135,4 +137,13 @@ class TellsEnergy(Protocol):
 
     def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
         """Mean energy of one input in mJ, measured or modelled, or unknown with the reason."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A target with a cost model of its own, which the planner ranks candidates by."""
+
+    def predict(self, model: onnx.ModelProto) -> Figure:
+        """Modelled latency in ms of a graph, float or quantized, with its error; or unknown."""
         ...

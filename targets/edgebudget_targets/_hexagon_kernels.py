@@ -24,17 +24,12 @@ _FREE = frozenset(
 _POOLS = frozenset({"MaxPool", "AveragePool"})
 _MEANS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "ReduceMean"})
 _SUMS = frozenset({"Add", "Sub", "Mul", "Div", "Min", "Max", "Sum", "PRelu"})
-_MOVES = frozenset(
-    {"Concat", "Slice", "Split", "Transpose", "Pad", "Gather", "Resize", "Tile", "Expand",
-     "DepthToSpace", "SpaceToDepth"}
-)  # fmt: skip
 _FUNCTIONS = frozenset({"HardSwish", "Sigmoid", "HardSigmoid", "Tanh", "Gelu", "LeakyRelu"})
 _KINDS = (
     (_FUNCTIONS, "function"),
     (_POOLS, "pool"),
     (_MEANS, "mean"),
     (_SUMS, "sum"),
-    (_MOVES, "move"),
 )
 _BLOCK, _TILE = 32, 8
 _PLANES = 4  # convolutions of so few planes have a path of their own

@@ -56,6 +56,33 @@ class Micro:
         self.x = self._rounded(self._node("Add", [self.x, other]))
         return self
 
+    def halve(self, channels: int) -> Micro:
+        """Every second pixel, then zero channels up to `channels`: a shortcut without weights."""
+        ends = [self._ints(v) for v in ([0, 0], [self.h, self.w], [2, 3], [2, 2])]
+        self.x = self._rounded(self._node("Slice", [self.x, *ends]))
+        self.h, self.w = (self.h + 1) // 2, (self.w + 1) // 2
+        if channels > self.c:
+            more = channels - self.c
+            room = self._ints([0, more // 2, 0, 0, 0, more - more // 2, 0, 0])
+            self.x = self._rounded(self._node("Pad", [self.x, room]))
+            self.c = channels
+        return self
+
+    def join(self, other: str, channels: int) -> Micro:
+        """Concatenated with an earlier value of so many channels."""
+        self.x = self._rounded(self._node("Concat", [self.x, other], axis=1))
+        self.c += channels
+        return self
+
+    def enlarge(self) -> Micro:
+        """Twice the height and width, by nearest neighbour."""
+        scales = self._tensor(f"r{len(self.weights)}", np.array([1, 1, 2, 2], np.float32))
+        place = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        y = self._node("Resize", [self.x, "", scales], mode="nearest", **place)
+        self.h, self.w = 2 * self.h, 2 * self.w
+        self.x = self._rounded(y)
+        return self
+
     def apply(self, op: str) -> Micro:
         """An operator of one input that keeps the shape."""
         self.x = self._rounded(self._node(op, [self.x]))
@@ -114,6 +141,9 @@ class Micro:
         stored = self._node("QuantizeLinear", [name, "s", "z"])
         return self._node("DequantizeLinear", [stored, "s", "z"])
 
+    def _ints(self, values: list[int]) -> str:
+        return self._tensor(f"i{len(self.weights)}", np.array(values, np.int64))
+
     def _weight(self, shape: tuple[int, ...]) -> str:
         at = f"w{len(self.weights)}"
         self._tensor(at, self._rng.integers(-127, 128, shape, dtype=np.int8))
@@ -144,7 +174,16 @@ def networks(seed: int = 0) -> Iterator[tuple[str, Micro]]:
                     net.conv(c, int(kind[-1]), depthwise=kind.startswith("depth"))
                 yield f"{kind}-{size}-{c}-x{depth}", net
     for size, c in ((8, 64), (16, 32), (32, 32), (56, 64), (112, 16)):
-        for op in ("Add", "HardSwish", "Sigmoid", "MaxPool", "AveragePool"):
+        for op in (
+            "Add",
+            "HardSwish",
+            "Sigmoid",
+            "MaxPool",
+            "AveragePool",
+            "Slice",
+            "Concat",
+            "Resize",
+        ):
             net = Micro((3, size, size)).conv(c)
             for _ in range(3):
                 _then(net, op, c)
@@ -152,7 +191,7 @@ def networks(seed: int = 0) -> Iterator[tuple[str, Micro]]:
     for width in (64, 256, 1024, 2048):
         net = Micro((3, 8, 8)).conv(width, 1, 2).pool("GlobalAveragePool")
         yield f"linear-{width}", net.linear(width).linear(1000)
-    for number in range(160):
+    for number in range(150):
         yield f"mixed-{number}", _mixed(dice)
 
 
@@ -162,6 +201,14 @@ def _then(net: Micro, op: str, c: int) -> None:
     net.conv(c)
     if op == "Add":
         net.add(first)
+    elif op == "Concat":
+        net.join(first, c).conv(c, 1)
+    elif op == "Slice" and net.h > 1:
+        net.halve(2 * net.c)
+    elif op == "Resize" and net.h < 64:
+        net.enlarge()
+    elif op in ("Slice", "Resize"):
+        return
     elif not op.endswith("Pool"):
         net.apply(op)
     elif net.h > 1:
@@ -178,7 +225,7 @@ def _mixed(dice: random.Random) -> Micro:
         if net.h < 4:
             break
         out = min(512, round(net.c * dice.choice((1, 1.5, 2))))
-        kind = dice.choice(("residual", "inverted", "plain", "separable"))
+        kind = dice.choice(("residual", "shortcut", "inverted", "plain", "separable"))
         for block in range(dice.choice((1, 2, 3, 5))):
             _block(net, kind, out, 2 if block == 0 and stage > 0 else 1, dice)
         if function:
@@ -187,9 +234,18 @@ def _mixed(dice: random.Random) -> Micro:
 
 
 def _block(net: Micro, kind: str, out: int, stride: int, dice: random.Random) -> None:
+    start = (net.x, net.c, net.h, net.w)
     first, same = net.x, stride == 1 and net.c == out
     if kind == "residual":
         net.conv(out, 3, stride).conv(out, 3)
+    elif kind == "shortcut":
+        net.conv(out, 3, stride).conv(out, 3)
+        if stride == 2:
+            inside = net.x, net.c, net.h, net.w
+            net.x, net.c, net.h, net.w = start
+            side = net.halve(out).x
+            net.x, net.c, net.h, net.w = inside
+            net.add(side)
     elif kind == "inverted":
         net.conv(net.c * dice.choice((2, 4, 6)), 1)
         net.conv(0, dice.choice((3, 5)), stride, depthwise=True).conv(out, 1)
@@ -197,5 +253,5 @@ def _block(net: Micro, kind: str, out: int, stride: int, dice: random.Random) ->
         net.conv(0, 3, stride, depthwise=True).conv(out, 1)
     else:
         net.conv(out, dice.choice((1, 3, 5)), stride)
-    if same and kind in ("residual", "inverted"):
+    if same and kind in ("residual", "shortcut", "inverted"):
         net.add(first)
