@@ -32,6 +32,7 @@ _KINDS = (
     (_SUMS, "sum"),
 )
 _BLOCK, _TILE = 32, 8
+BLOCK_MACS = float(_BLOCK**3)  # of one unit of work
 _PLANES = 4  # convolutions of so few planes have a path of their own
 Features = dict[str, float]
 

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.layer_loads import Roof
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Executor, Lowered, Placement, TargetSpec
 from edgebudget_runtime.cost import Evidence, Figure
 from edgebudget_runtime.errors import TargetError, UnsupportedError
 from edgebudget_targets import _hexagon_limits
 from edgebudget_targets._executor import CpuExecutor
-from edgebudget_targets._hexagon_cost import CostModel, predict_us
+from edgebudget_targets._hexagon_cost import CostModel, Fit, predict_us
 from edgebudget_targets._onnx_file import read_segment, write_segment
 from edgebudget_targets._qnn_emulator import Emulator, Limits
 from edgebudget_targets._qnn_process import Job, NotAllOnNpu, run_jobs
@@ -152,25 +153,69 @@ class HexagonTarget:
         Raises:
             TargetError: EB620, it was fitted on another version of the engine.
         """
-        options = self.spec.options
-        base = self.spec.name.rpartition("/")[2] if options["estimate"] == "true" else ""
-        base = options["model"] or base
-        fits = CostModel.load(_version()).fits
-        if base not in fits:
-            why = "the vendor's compiler prints no estimate for this SoC, and no model is fitted"
-            return self._unknown(why)
-        fit = fits[base]
         try:
+            fit = self._fit()
             ms = predict_us(fit, model) / 1e3
         except UnsupportedError as e:
             return self._unknown(e.what)
-        arch = self.spec.options["arch"]
-        how = (
+        return self._figure(ms, "modelled", self.layers_how(), spread=ms * fit.median_error)
+
+    def layer_ms(self, model: onnx.ModelProto) -> dict[str, float]:
+        """Modelled ms of each node that takes time; what the graph itself takes is left out.
+
+        Raises:
+            UnsupportedError: EB247, a node is of a kind that was never fitted.
+            TargetError: EB620, the model was fitted on another version of the engine.
+        """
+        from edgebudget_targets._hexagon_kernels import kernels
+
+        fit = self._fit()
+        return {k.name: fit.us(k.features) / 1e3 for k in kernels(model)}
+
+    def roof(self) -> Roof:
+        """Peak and bandwidth as the fitted weights have them: no figures of the silicon.
+
+        Raises:
+            As `layer_ms`.
+        """
+        from edgebudget_targets._hexagon_kernels import BLOCK_MACS
+
+        fit = self._fit()
+        us_per_block = sum(fit.weights.get(k, 0.0) for k in ("conv_work", "conv1_work")) / 2
+        us_per_byte = max(fit.weights.get(f"{k}_{w}", 0.0) for k in ("conv", "conv1")
+                          for w in ("read", "written"))  # fmt: skip
+        how = "slope of the fitted cost model"
+
+        def rate(slope: float, each: float) -> Figure:
+            return (
+                self._figure(each / slope * 1e6, "modelled", how) if slope else self._unknown(how)
+            )
+
+        return Roof(rate(us_per_block, BLOCK_MACS), rate(us_per_byte, 1.0))
+
+    def layers_how(self) -> str:
+        """Where modelled times come from, with their error."""
+        fit, base = self._fit(), self._base()
+        return (
             f"model fitted on the compiler's estimates of {fit.count} networks for {base}"
-            f"{_relation(base, arch)}; median error {fit.median_error:.0%}, 90 % within "
-            f"{fit.p90_error:.0%} of such estimates; not compared with silicon"
+            f"{_relation(base, self.spec.options['arch'])}; median error {fit.median_error:.0%}, "
+            f"90 % within {fit.p90_error:.0%} of such estimates; not compared with silicon"
         )
-        return self._figure(ms, "modelled", how, spread=ms * fit.median_error)
+
+    def _base(self) -> str:
+        """The SoC whose estimates latency is modelled on; its own where there are any."""
+        own = self.spec.options["estimate"] == "true" and not self.spec.options["model"]
+        return self.spec.name.rpartition("/")[2] if own else self.spec.options["model"]
+
+    def _fit(self) -> Fit:
+        fits, base = CostModel.load(_version()).fits, self._base()
+        if base not in fits:
+            raise UnsupportedError(
+                "EB247",
+                f"no cost model is fitted for {self.spec.device}, which has no estimate",
+                hint="`edgebudget targets` lists SoCs with latency",
+            )
+        return fits[base]
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Estimated latency of `file` over that of `other`; None where one is unknown."""
