@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from edgebudget import registry
 from edgebudget.evaluate import Predictions, distance, predict, runner_of, score
-from edgebudget.pipeline import Built, Setting, run_module_steps, run_steps
+from edgebudget.pipeline import Built, Setting, run_module_steps
 from edgebudget.plan import Step
 from edgebudget.workload import Dataset, Quality
-from edgebudget_runtime.cost import UNKNOWN, Figure
 from edgebudget_runtime.errors import EdgeBudgetError
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ class Candidate:
     quality: Quality | None = None
     original: Quality | None = None  # of the untouched model, on the same samples
     refused: str = ""  # why it cannot be built, if it cannot
-    latency: Figure = UNKNOWN  # ms, as the target's cost model has it where latency is limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +126,6 @@ def probe(
     found = Candidate(label, steps, cost.macs.value or 0.0, cost.params.value or 0.0)
     if unable:
         return replace(found, refused=unable[0])
-    if setting.predict is not None:  # on the graph that the plan would lead to, kept for it
-        found = replace(found, latency=setting.predict(run_steps(setting, start, steps).program))
     dataset = setting.workload.data.calibration
     if dataset is None:
         return found
@@ -162,26 +158,9 @@ def _try_score(setting: Setting, answers: Predictions, reference: Predictions) -
     return score(task, answers, reference)
 
 
-def best(
-    candidates: list[Candidate], cap: float, latency_ms: float | None = None
-) -> Candidate | None:
-    """The candidate nearest to the original among those that can be built and keep the bound.
-
-    With a limit on latency, those whose predicted latency keeps it come first; where none does,
-    the one predicted to be fastest is best. What is predicted for none decides nothing.
-    """
-    able = [c for c in candidates if keeps(c, cap, None)]
-    told = [c for c in able if c.latency.value is not None]
-    if latency_ms is not None and told:
-        kept = [c for c in told if keeps(c, cap, latency_ms)]
-        able = kept or [min(told, key=lambda c: (c.latency.value or 0.0, c.label))]
+def best(candidates: list[Candidate], cap: float) -> Candidate | None:
+    """The candidate nearest to the original among those that can be built and keep the bound."""
+    able = [c for c in candidates if not c.refused and c.macs <= cap]
     if not able:
         return None
     return min(able, key=lambda c: (c.distance if c.distance is not None else c.macs, c.label))
-
-
-def keeps(candidate: Candidate, cap: float, latency_ms: float | None) -> bool:
-    """Whether a candidate can be built, and keeps both bounds as far as they are predicted."""
-    latency = candidate.latency.value
-    late = latency_ms is not None and latency is not None and latency > latency_ms
-    return not candidate.refused and candidate.macs <= cap and not late

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,13 @@ from edgebudget.facts import FACTS
 from edgebudget.manifest_parts import versions
 from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.static_cost import static_cost
-from edgebudget.target import Predicts
 from edgebudget.workload_loading import load_workload
 from edgebudget_runtime.budget import Budget, Limit
 from edgebudget_runtime.errors import InfeasibleError, TargetError
 
 if TYPE_CHECKING:
-    from edgebudget.program import Program
     from edgebudget.target import Target
     from edgebudget.workload import Workload
-    from edgebudget_runtime.cost import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,6 @@ def prepare(
         emit=emit,
         key=key(content),
         deadline=None if budget.time_limit_s is None else began + budget.time_limit_s,
-        predict=None if budget.limit("latency_ms") is None else _predictor(the_target),
     )
     start = Built(workload.program, (), setting.key)
     graph = run_steps(setting, start, ())
@@ -100,12 +95,6 @@ def prepare(
         "limits": [f"{x.resource} <= {x.bound:.12g} ({x.statistic})" for x in budget.limits],
     }
     return Job(workload, the_target, setting, start, graph, settings)
-
-
-def _predictor(target: Target) -> Callable[[Program], Figure] | None:
-    if not isinstance(target, Predicts):
-        return None
-    return lambda program: target.predict(program.body)
 
 
 def reference_of(job: Job) -> Predictions | None:

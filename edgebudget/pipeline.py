@@ -51,8 +51,6 @@ class Setting:
     key: str  # fingerprint of all of the above that matters
     deadline: float | None = None
     recent: dict[str, Built] = field(default_factory=dict)  # module-stage results by key
-    # Latency of a graph as the target's cost model has it; None: no limit, or no such model.
-    predict: Callable[[Program], Figure] | None = None
 
     @property
     def late(self) -> bool:

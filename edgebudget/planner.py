@@ -15,7 +15,6 @@ from edgebudget.candidates import (
     Reach,
     best,
     enumerate_points,
-    keeps,
     probe,
     probe_indices,
     reach,
@@ -37,8 +36,6 @@ _TRAINING_MACS = {"prune_channels": 3e13, "scale_resolution": 3e12}
 _MAX_EPOCHS = 30
 _BATCH = 64
 _LEAST_STEPS = 120
-_ROUNDS = 4  # how often the MACs bound is lowered for a predicted latency
-_LESS = 0.97
 _NEAR = 0.05  # output error, in variances, that recovery closes; dearer candidates are not built
 
 
@@ -67,7 +64,6 @@ class Proposal:
                     "macs": None if math.isnan(c.macs) else c.macs,
                     "params": None if math.isnan(c.params) else c.params,
                     "distance": c.distance,
-                    "latency_ms": c.latency.value,
                     "quality": None if c.quality is None else c.quality.value,
                     "refused": c.refused,
                 }
@@ -99,14 +95,8 @@ def propose(setting: Setting, start: Built, *, cap: float | None = None) -> Prop
             f"no calibration data for {setting.workload.name}: quantization would be a guess",
             hint="give --data imagefolder:DIR, npz:FILE or file.py:function",
         )
-    cap = min(cap, _latency_cap(setting, start, macs))
-    for _ in range(_ROUNDS):
-        candidates = _look(setting, start, found, max(cap, found.smallest))
-        chosen = best(candidates, max(cap, found.smallest), setting.budget.limit("latency_ms"))
-        late = _over(setting, chosen)
-        if late <= 1.0 or cap <= found.smallest:
-            break
-        cap *= _LESS / late
+    candidates = _look(setting, start, found, cap)
+    chosen = best(candidates, cap)
     if chosen is None:
         refused = "; ".join(f"{c.label}: {c.refused or f'{c.macs:.4g} MACs'}" for c in candidates)
         raise InfeasibleError(
@@ -154,21 +144,6 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
             )
 
 
-def _latency_cap(setting: Setting, start: Built, macs: float) -> float:
-    """Where to begin under a latency limit: MACs as if predicted latency fell with them."""
-    limit = setting.budget.limit("latency_ms")
-    if setting.predict is None or limit is None:
-        return math.inf
-    found = setting.predict(run_steps(setting, start, ()).program).value
-    return math.inf if found is None or found <= limit else macs * _LESS * limit / found
-
-
-def _over(setting: Setting, chosen: Candidate | None) -> float:
-    """Predicted latency over its limit; 1.0 where either is missing."""
-    limit, found = setting.budget.limit("latency_ms"), chosen and chosen.latency.value
-    return 1.0 if not limit or not found else found / limit
-
-
 def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:
     """Clean-up, rewrites for the target, equalization and quantization."""
     whys = {
@@ -189,13 +164,11 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
         return [Candidate(points[0][0], (), macs, params, distance=0.0)]
     reference = original_answers(setting, start, found.macs)
     seen: list[Candidate] = []
-    limit = setting.budget.limit("latency_ms")
     for label, steps in points:
         names = [s.name for s in steps]
-        fitting = [c for c in seen if keeps(c, cap, limit)]
-        if any([s.name for s in c.steps] == names for c in fitting):
+        if any(c.macs <= cap and [s.name for s in c.steps] == names for c in seen):
             continue  # the same passes at a milder setting already fit
-        near = best(fitting, cap)
+        near = best(seen, cap)
         if near is not None and near.distance is not None and near.distance <= _NEAR:
             why = f"not looked at: {near.label} is already near the original"
             seen.append(Candidate(label, steps, math.nan, math.nan, refused=why))
@@ -274,8 +247,6 @@ def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tupl
             text = f"{c.label}: {c.refused}"
         elif c.distance is not None:
             text += f", output error {c.distance:.4f} of the original's variance"
-        if c.latency.value is not None:
-            text += f", about {c.latency.value:.4g} ms ({c.latency.evidence})"
         if c.quality is not None:
             text += f", {c.quality.metric} {c.quality.value:.4f} untrained"
         lines.append(text + (" <- chosen" if c.label == chosen.label else ""))

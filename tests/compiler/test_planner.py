@@ -30,7 +30,7 @@ from edgebudget.target import Lowered
 from edgebudget.tasks import make
 from edgebudget.workload import Data, Workload
 from edgebudget_runtime.budget import Budget
-from edgebudget_runtime.cost import UNKNOWN, Cost, Figure, counted
+from edgebudget_runtime.cost import Cost, counted
 from edgebudget_runtime.errors import InfeasibleError
 
 reaches = st.builds(
@@ -82,22 +82,6 @@ def test_the_best_candidate_is_the_nearest_that_keeps_the_bound() -> None:
         assert best(list(order), 15.0) is a
         assert best(list(order), 25.0) is b
         assert best(list(order), 7.0) is None
-
-
-def test_predicted_latency_goes_before_nearness() -> None:
-    def point(label: str, distance: float, ms: float | None) -> Candidate:
-        seen = UNKNOWN if ms is None else Figure(value=ms, evidence="modelled")
-        return Candidate(label, (), 10.0, 1.0, distance=distance, latency=seen)
-
-    narrow, small, both = point("prune", 0.1, 0.9), point("scale", 0.2, 0.4), point("x", 0.5, 0.3)
-    for order in itertools.permutations([narrow, small, both]):
-        assert best(list(order), 20.0) is narrow
-        assert best(list(order), 20.0, 1.0) is narrow
-        assert best(list(order), 20.0, 0.5) is small
-        assert best(list(order), 20.0, 0.1) is both  # none keeps it: the fastest
-        assert best(list(order), 5.0, 0.5) is None
-    untold = [point("a", 0.3, None), point("b", 0.2, None)]
-    assert best(untold, 20.0, 0.1) is untold[1]
 
 
 def setting(tmp_path: Path, target: str = "cpu", emit: Any = lambda _: None, **limits: Any) -> Any:

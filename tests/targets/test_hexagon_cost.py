@@ -35,10 +35,11 @@ def test_resolution_helps_where_width_below_32_does_not(soc: str) -> None:
     whole = predict_us(fitted, _network(32, 96))
     narrow, small = predict_us(fitted, _network(16, 96)), predict_us(fitted, _network(32, 48))
     # Half the width has about a quarter of the MACs, half the size has exactly that.
-    assert small < 0.6 * whole
+    assert small < 0.75 * whole
     assert small < narrow
-    assert (fitted.median_error, fitted.p90_error, fitted.rank) <= (0.2, 0.4, 1.0)
-    assert fitted.rank > 0.95
+    assert fitted.median_error < 0.15
+    assert fitted.p90_error < 0.4
+    assert fitted.rank > 0.9
 
 
 def test_a_fit_recovers_what_its_data_was_made_of() -> None:
