@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench setup clean
+.PHONY: demo test test-slow check bench compare setup clean
 
 setup: $(VENV)/.installed
 
@@ -29,6 +29,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.all
+
+compare: setup
+	$(BIN)/python -m benchmarks.compare
 
 clean:
 	rm -rf build $(VENV)

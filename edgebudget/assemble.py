@@ -36,12 +36,15 @@ def write_artifact(
     folder: Path, result: Result, workload: Workload, target: Target, setting: Setting
 ) -> m.Manifest:
     """Write manifest.json, recipe.toml and report.html beside `segments/`."""
+    from edgebudget.layer_loads import anatomy
     from edgebudget.report import render
 
     (folder / "recipe.toml").write_text(result.plan.to_toml(), encoding="utf-8")
     manifest = build_manifest(folder, result, workload, target, setting)
     manifest.save(folder)
-    (folder / "report.html").write_text(render(manifest), encoding="utf-8")
+    (folder / "report.html").write_text(
+        render(manifest, anatomy(folder, manifest, target)), encoding="utf-8"
+    )
     return manifest
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 
-from edgebudget import report_svg
+from edgebudget import report_layers, report_svg
+from edgebudget.layer_loads import Anatomy
 from edgebudget.report_frontier import chapter
 from edgebudget.report_markup import (
     NAMES,
@@ -34,8 +34,12 @@ _EVIDENCE: dict[Evidence, str] = {
 }
 
 
-def render(manifest: m.Manifest) -> str:
-    """The whole page. Equal manifests give equal pages."""
+def render(manifest: m.Manifest, anatomy: Anatomy | None = None) -> str:
+    """The whole page. Equal manifests (and anatomies of their files) give equal pages."""
+
+    def nodes(manifest: m.Manifest) -> Markup:
+        return report_layers.chapter(anatomy or Anatomy(()), manifest.placement)
+
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -44,7 +48,8 @@ def render(manifest: m.Manifest) -> str:
         tag("style", Markup(CSS)),
     )
     sections = (
-        _limits, _summary, chapter, _candidates, _layers, _placement, _passes, _notes, _provenance
+        _limits, _summary, chapter, _candidates, _layers, _placement, nodes, _passes, _notes,
+        _provenance,
     )  # fmt: skip
     body = tag("main", _header(manifest), *(section(manifest) for section in sections), _legend())
     return f"<!doctype html>\n{tag('html', head, tag('body', body), lang='en')}\n"
@@ -243,7 +248,7 @@ def _layers(manifest: m.Manifest) -> Markup:
     before, after = manifest.layers_before, manifest.layers_after
     if not any(x.macs for x in (*before, *after)):
         return joined()
-    rows: list[list[str]] = [_layer_row(a, b) for a, b in _paired(before, after)]
+    rows: list[list[str]] = [_layer_row(a, b) for a, b in report_layers.paired(before, after)]
     titles = ("Layer", "Operator", "MACs before", "MACs after", "Parameters after", "Number type")
     return joined(
         tag("h2", "Where the cost is"),
@@ -264,20 +269,6 @@ def _layer_row(was: m.Layer | None, now: m.Layer | None) -> list[str]:
         "" if now is None else si(now.params),
         layer.dtype if was is None or was.dtype == layer.dtype else f"{was.dtype} → {layer.dtype}",
     ]
-
-
-def _paired(
-    before: Sequence[m.Layer], after: Sequence[m.Layer]
-) -> Iterator[tuple[m.Layer | None, m.Layer | None]]:
-    """Layers of the same name side by side; layers that came or went stand alone."""
-    later: dict[str, list[m.Layer]] = {}
-    for layer in after:
-        later.setdefault(layer.name, []).append(layer)
-    for layer in before:
-        same = later.get(layer.name)
-        yield layer, same.pop(0) if same else None
-    for rest in later.values():
-        yield from zip_longest((), rest)
 
 
 def _placement(manifest: m.Manifest) -> Markup:

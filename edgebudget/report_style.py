@@ -81,6 +81,9 @@ svg .unknown { fill: var(--other); }
 svg .int8 { fill: var(--int8); } svg .int16 { fill: var(--int16); }
 svg .float { fill: var(--float); } svg .other { fill: var(--other); }
 svg .good { fill: var(--good); } svg .bad { fill: var(--bad); }
+svg .roof { fill: none; stroke: var(--bad); stroke-width: 1.8; }
+svg .flame { fill: var(--accent); opacity: .8; } svg .odd { opacity: .55; }
+svg text.inside { fill: var(--paper); font-size: 11px; pointer-events: none; }
 svg .track { fill: var(--line); } svg .mark { fill: var(--ink); }
 svg.meter { width: 7rem; height: .85rem; overflow: visible; display: block;
   margin: .35rem 0 0 auto; }

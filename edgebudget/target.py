@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx
+
     from edgebudget.kernels import Kernel, Observation
     from edgebudget.program import Program
     from edgebudget.workload import Array
@@ -170,3 +172,12 @@ class TellsKernels(Protocol):
 
 class CalibratedTarget(Target, TellsKernels, Protocol):
     """A target that can be calibrated."""
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A target with a cost model of its own, which the planner ranks candidates by."""
+
+    def predict(self, model: onnx.ModelProto) -> Figure:
+        """Modelled latency in ms of a graph, float or quantized, with its error; or unknown."""
+        ...

@@ -25,6 +25,7 @@ _PLANNED = ("gpu", "npu:ethos", "npu:coreml", "cpu:openvino")
 class _BuiltIn:
     factory: str  # "module:attribute", called with the spec
     spec: TargetSpec
+    combine: str = ""  # the same, called with the targets of several devices: FAMILY/A+B
 
 
 def names() -> tuple[str, ...]:
@@ -40,19 +41,45 @@ def get(name: str) -> Target:
     """Import and return one target.
 
     Raises:
-        UsageError: EB140 no target has this name, EB141 two targets have the same name.
+        UsageError: EB140 no target has this name, EB141 two targets have the same name, EB146
+            devices are joined that cannot share a file.
         UnsupportedError: EB240, this target is not built yet.
         TargetError: EB602, a third party's target cannot be loaded.
     """
     found = _built_in().get(name)
     if found is not None:
-        module, _, attr = found.factory.partition(":")
-        make: Callable[[TargetSpec], Target] = getattr(importlib.import_module(module), attr)
+        make: Callable[[TargetSpec], Target] = _attribute(found.factory)
         return make(found.spec)
+    if "+" in name:
+        return _combined(name)
     entry = _third_party().get(name)
     if entry is not None:
         return _load(entry)
     raise _refusal(name)
+
+
+def _attribute(place: str) -> Any:
+    module, _, attr = place.partition(":")
+    return getattr(importlib.import_module(module), attr)
+
+
+def _combined(name: str) -> Target:
+    """Several devices of one family as one target: `npu:hexagon/A+B`."""
+    family, _, devices = name.partition("/")
+    wanted = [d if "/" in d else f"{family}/{d}" for d in devices.split("+")]
+    for one in wanted:
+        if one not in _built_in():
+            raise _refusal(one)
+    combine = {_built_in()[one].combine for one in wanted}
+    if len(combine) > 1 or "" in combine or len(set(wanted)) < len(wanted):
+        raise UsageError(
+            "EB146",
+            f"{name!r} does not name several devices of one family that can share a file",
+            hint="join different devices of one NPU family: "
+            "npu:hexagon/snapdragon-8-gen2+snapdragon-8-gen3",
+        )
+    make: Callable[[list[Target]], Target] = _attribute(combine.pop())
+    return make([get(one) for one in wanted])
 
 
 @cache
@@ -73,7 +100,9 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
         only = _BuiltIn(factory, _spec(base, shared, {}))
         return dict.fromkeys([base, *table.get("aliases", [])], only)
     found = {
-        f"{base}/{key}": _BuiltIn(factory, _spec(f"{base}/{key}", shared, own))
+        f"{base}/{key}": _BuiltIn(
+            factory, _spec(f"{base}/{key}", shared, own), table.get("combine", "")
+        )
         for key, own in devices.items()
     }
     default = found[f"{base}/{table['default']}"]

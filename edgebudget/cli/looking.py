@@ -12,8 +12,11 @@ from edgebudget.cli import options as o
 from edgebudget.cli.compiling import quality_words, summary
 from edgebudget.cli.output import write, write_json, write_table
 from edgebudget.cli.progress import listening
+from edgebudget_runtime.errors import EdgeBudgetError
 
 if TYPE_CHECKING:
+    from edgebudget.layer_loads import Anatomy, Roof
+    from edgebudget.layer_times import Times
     from edgebudget_runtime.manifest import Manifest, Note
 
 
@@ -157,14 +160,56 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path(
         "report.html"
     ),
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Times of nodes: of `edgebudget profile`, or ONNX Runtime."),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Write an artifact's report: one HTML page that needs nothing else."""
+    """Write an artifact's report: one HTML page that needs nothing else.
+
+    With times that were measured on this processor, its roofline is measured as well (a second).
+    """
     from edgebudget.report import render
 
     manifest = _checked(artifact)
-    o.write_file(out, render(manifest))
+    o.write_file(out, render(manifest, _anatomy(artifact, manifest, profile)))
     if as_json:
         write_json({"report": str(out), "holds": manifest.holds})
     else:
         write(f"report written to {out}")
+
+
+def _anatomy(folder: Path, manifest: Manifest, profile: Path | None) -> Anatomy | None:
+    """The artifact's nodes; None where this machine cannot read its files."""
+    from importlib.util import find_spec
+
+    times = None
+    if profile is not None:
+        from edgebudget import layer_times
+        from edgebudget_runtime import profile as profiles
+
+        times = layer_times.read(profile, manifest, profiles.digest(folder))
+    if find_spec("onnx") is None:
+        return None
+    from edgebudget import target_registry
+    from edgebudget.layer_loads import anatomy
+
+    if times is None:
+        try:
+            target = target_registry.get(manifest.target.name)
+        except EdgeBudgetError:  # a plug-in that is not installed here
+            return anatomy(folder, manifest)
+        return anatomy(folder, manifest, target)
+    return anatomy(folder, manifest, None, times.ms, times.how, _roof(manifest, times))
+
+
+def _roof(manifest: Manifest, times: Times) -> Roof | None:
+    """Of this processor, where the times are its own."""
+    from edgebudget.measure_roof import measure
+    from edgebudget_runtime.device_id import here
+
+    cpu = here("", "", 1).cpu
+    if times.cpu != cpu:
+        return None
+    return measure(cpu, integer=any("int8" in x.dtype for x in manifest.layers_after))

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgebudget_runtime.errors import TargetError
 from edgebudget_targets._executor import Shape, chunks
+from edgebudget_targets._hexagon_limits import checked_knobs, culprits, instead
 from edgebudget_targets._onnx_file import read_segment
 from edgebudget_targets._qnn_process import Job, NotAllOnNpu, run_jobs
 from edgebudget_targets._qnn_report import mark_nodes, place, read_estimate, refusals
@@ -78,27 +79,47 @@ class Emulator:
                 reasons = refusals(job.log(), [name for name, _ in named])
         return place(named, [(p, op, name) for p, op, name in result["nodes"]], reasons)
 
-    def estimate(self, file: Path) -> dict[str, float]:
-        """The compiler's own time (us) and DRAM traffic (bytes); empty where there is none."""
+    def estimate(self, file: Path, knobs: Mapping[str, int] | None = None) -> dict[str, float]:
+        """The compiler's own time (us) and DRAM traffic (bytes); empty where there is none.
+
+        Raises:
+            UsageError: EB145, there is no such knob or value; else see `run_jobs`.
+        """
+        chosen = checked_knobs(knobs or {})
         with tempfile.TemporaryDirectory(prefix="edgebudget-npu-") as temp:
             job = self._job(Path(temp), file, "open")
             job.settings["options"] |= {
                 "profiling_level": "basic",
                 "profiling_file_path": "estimate.csv",
+                **chosen,
             }
             self._do(job, file=file)
             return read_estimate(job.folder / "estimate.csv")
 
-    def compile(self, file: Path, context: Path) -> None:
+    def compile(
+        self,
+        file: Path,
+        context: Path,
+        *,
+        knobs: Mapping[str, int] | None = None,
+        socs: Mapping[str, str] | None = None,
+    ) -> None:
         """Write the compiled form of `file`, checked by loading it in a fresh process.
 
-        The engine puts the model's path into the context: a fixed name keeps the bytes equal.
+        `socs` (number -> generation) puts several SoCs into one file, which the emulator cannot
+        load: it holds no code for a PC. The engine puts the model's path into the context: a fixed
+        name keeps the bytes equal.
         """
+        chosen = checked_knobs(knobs or {})
+        if socs:
+            most = {k: ",".join([v] * len(socs)) for k, v in chosen.items()}
+            chosen = {"soc_model": ",".join(socs), "htp_arch": ",".join(socs.values()), **most}
         with tempfile.TemporaryDirectory(prefix="edgebudget-npu-") as temp:
             folder = Path(temp)
             (folder / "model.onnx").write_bytes(read_segment(file).SerializeToString())
             job = self._job(folder, "model.onnx", "open")
             job.settings["context"] = "context.onnx"
+            job.settings["options"] |= chosen
             self._do(job, file=file)
             made = folder / "context.onnx"
             if not made.is_file():
@@ -107,7 +128,10 @@ class Emulator:
                     f"the engine made no compiled context of {file.name}",
                     hint="deploy the .onnx itself: the device compiles it on first use",
                 )
-            self._do(self._job(folder / "again", made, "open"), file=file)
+            if socs:
+                _check_several(made)
+            else:
+                self._do(self._job(folder / "again", made, "open"), file=file)
             aside = context.with_name(f".{context.name}.part")
             aside.write_bytes(made.read_bytes())
             aside.replace(context)
@@ -127,14 +151,14 @@ class Emulator:
         try:
             return run_jobs(jobs, limit_s, self.spec.device)
         except TargetError as e:
-            culprits = _refused(file, self.spec.options) if e.code == "EB612" else []
-            if not culprits:
+            found = _refused(file, self.spec) if e.code == "EB612" else []
+            if not found:
                 raise
+            ops = sorted({op for _, op in found})
             raise TargetError(
                 e.code,
                 e.what,
-                hint=f"it refuses {', '.join(culprits)}: choose a newer SoC, "
-                "or replace them in the model",
+                hint=f"it refuses {', '.join(ops)}: {instead(ops[0])}",
             ) from None
 
 
@@ -150,12 +174,18 @@ def _interface(file: Path) -> tuple[dict[str, Shape], list[str]]:
     return shapes, [v.name for v in graph.output]
 
 
-def _refused(file: Path, options: Mapping[str, str]) -> list[str]:
-    """Operators of this file that are known to make the SoC's compiler fail."""
-    import onnx
+def _refused(file: Path, spec: TargetSpec) -> list[tuple[str, str]]:
+    """Nodes of this file that are known to make the SoC's compiler fail."""
+    return culprits(read_segment(file, weights=False), spec)
 
-    graph = read_segment(file, weights=False).graph
-    refused = set(options["refuses"].split())
-    if any(w.data_type == onnx.TensorProto.UINT16 for w in graph.initializer):
-        refused |= set(options["refuses_uint16"].split())
-    return sorted(refused & {n.op_type for n in graph.node})
+
+def _check_several(context: Path) -> None:
+    """A context of several SoCs says so, and is all there is in the graph."""
+    nodes = read_segment(context).graph.node
+    several = [a.i for n in nodes for a in n.attribute if a.name == "is_multi_soc_ep_context"]
+    if [n.op_type for n in nodes] != ["EPContext"] or several != [1]:
+        raise TargetError(
+            "EB614",
+            "the engine made no compiled context for several SoCs",
+            hint="compile for one SoC at a time",
+        )

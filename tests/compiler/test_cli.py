@@ -23,7 +23,7 @@ from edgebudget_runtime.errors import MissedError
 from edgebudget_runtime.manifest import Manifest
 
 COMMANDS = ["compile", "cascade", "plan", "run", "simulate", "frontier", "eval", "inspect",
-            "explain", "report", "targets", "passes", "models", "doctor", "cache ls",
+            "explain", "report", "compare", "targets", "passes", "models", "doctor", "cache ls",
             "cache gc"]  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 

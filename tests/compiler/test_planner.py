@@ -111,7 +111,7 @@ def setting(tmp_path: Path, target: str = "cpu", emit: Any = lambda _: None, **l
         ("cpu", {"params": 9}, "EB401", "smallest reachable point is 20 parameters"),
         ("cpu", {"size": "9B"}, "EB401", "smallest reachable point is 20 bytes"),
         ("cpu", {"energy": "1mJ"}, "EB403", "never satisfies a limit"),
-        ("npu", {"latency": "1ms"}, "EB403", "never satisfies a limit"),
+        ("npu:hexagon/snapdragon-888", {"latency": "1ms"}, "EB403", "never satisfies a limit"),
         ("npu", {"energy": "1mJ"}, "EB403", "never satisfies a limit"),
     ],
 )

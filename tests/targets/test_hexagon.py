@@ -12,7 +12,12 @@ from onnx import numpy_helper
 
 from edgebudget import target_registry
 from edgebudget.program import Program
-from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
+from edgebudget_runtime.errors import (
+    ArtifactError,
+    TargetError,
+    UnsupportedError,
+    UsageError,
+)
 from edgebudget_targets._qnn_emulator import Limits
 from edgebudget_targets.onnxruntime_qnn import HexagonTarget
 
@@ -85,31 +90,69 @@ def test_the_compiled_context_loads_and_computes_the_same(
 
 def test_a_fatal_operator_is_an_error_that_names_it(prelu16_file: Path, tmp_path: Path) -> None:
     target = _hexagon()
-    with pytest.raises(TargetError, match=r"EB612.*SM8650") as caught:
+    with pytest.raises(TargetError, match=r"EB612.*SM8650") as caught:  # the engine's own word
         target.placement(prelu16_file)
     assert "PRelu" in caught.value.hint
-    lowered = target.lower(Program("graph", onnx.load(prelu16_file), (), ()), tmp_path, "main")
-    assert lowered.extra == ()
-    assert "no compiled context" in lowered.notes[0]
+    with pytest.raises(UnsupportedError, match=r"EB246.*PRelu.*prelu") as known:
+        target.lower(Program("graph", onnx.load(prelu16_file), (), ()), tmp_path, "main")
+    assert "LeakyRelu" in known.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_latency_is_the_compilers_estimate_or_unknown(
+def test_latency_is_the_compilers_estimate_or_modelled(
     qdq_file: Path, erf_file: Path, batch: Array
 ) -> None:
-    phone = _hexagon().latency(qdq_file, {"x": batch}, 3)
-    assert (phone.value, phone.evidence) == (None, "unknown")
-    assert "no estimate for this SoC" in phone.how
     car = _hexagon("sa8255")
     figure = car.latency(qdq_file, {"x": batch}, 3)
     assert figure.evidence == "simulated"
     found = car.estimate(qdq_file)
     assert figure.value == found["us"] / 1e3
     assert found["us_low"] <= found["us"] <= found["us_high"]
+    assert found["us"] <= car.emulator.estimate(qdq_file)["us"]  # never worse than the defaults
     assert found["dram_bytes"] >= batch[0].nbytes  # the float input is read from DRAM at least
-    assert _hexagon().estimate(qdq_file) == {}
+    assert car.traffic(qdq_file).value == found["dram_bytes"]
     assert car.compare(qdq_file, qdq_file, {"x": batch}) == 1.0
-    mixed = car.latency(erf_file, {"x": batch}, 3)
-    assert (mixed.value, mixed.evidence) == (None, "unknown")
+    phone = _hexagon().latency(qdq_file, {"x": batch}, 3)
+    assert phone.evidence == "modelled"
+    assert "sa8255, of generation v73: this SoC is a v75" in phone.how
+    assert _hexagon().estimate(qdq_file) == {}
+    assert _hexagon().traffic(qdq_file).value is None
+    old = _hexagon("snapdragon-888").latency(qdq_file, {"x": batch}, 3)
+    assert (old.value, old.evidence) == (None, "unknown")
+    for target in (car, _hexagon()):  # Erf is not on the NPU, and was never fitted
+        mixed = target.latency(erf_file, {"x": batch}, 3)
+        assert (mixed.value, mixed.evidence) == (None, "unknown")
+
+
+def test_no_setting_of_the_compiler_is_ignored_in_silence(qdq_file: Path) -> None:
+    emulator = _hexagon("sa8255").emulator
+    for wrong in ({"vtcm_mb": 3}, {"vtcm": 4}):
+        with pytest.raises(UsageError, match="EB145"):
+            emulator.estimate(qdq_file, wrong)
+    assert emulator.estimate(qdq_file, {"vtcm_mb": 1})["us"] > 0
+
+
+def test_several_socs_share_one_file_and_each_is_checked(
+    qdq_file: Path, erf_file: Path, tmp_path: Path, batch: Array
+) -> None:
+    target = target_registry.get("npu:hexagon/snapdragon-8-gen1+snapdragon-8-elite-gen5")
+    lowered = target.lower(Program("graph", onnx.load(qdq_file), (), ()), tmp_path, "main")
+    (context,) = lowered.extra
+    (node,) = onnx.load(context).graph.node
+    flags = {a.name: a.i for a in node.attribute}
+    assert (node.op_type, flags["is_multi_soc_ep_context"]) == ("EPContext", 1)
+    assert "SM8450" in lowered.notes[0]
+    assert "cannot load a file of several SoCs" in lowered.notes[0]
+    assert target.placement(qdq_file).fallback == ()
+    refused = target.placement(erf_file).fallback
+    assert [n.op for n in refused] == ["DequantizeLinear", "Erf", "QuantizeLinear"]
+    assert "SM8850" in refused[1].why or "SM8450" in refused[1].why
+    exact = target.open(lowered.file, exact=True).run({"x": batch[:1]})["y"]
+    each = [_hexagon(d).open(lowered.file, exact=True).run({"x": batch[:1]})["y"]
+            for d in ("snapdragon-8-gen1", "snapdragon-8-elite-gen5")]  # fmt: skip
+    assert any(np.array_equal(exact, one) for one in each)
+    # Unknown for one (no model for v69) is unknown for all.
+    assert target.latency(qdq_file, {"x": batch}, 1).value is None
 
 
 def test_wrong_inputs_are_named_before_anything_starts(qdq_file: Path) -> None:

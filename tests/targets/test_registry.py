@@ -56,6 +56,30 @@ def test_a_wrong_name_gets_a_suggestion(typed: str, meant: str) -> None:
     assert f"did you mean {meant}?" in caught.value.hint
 
 
+def test_devices_of_a_family_are_joined_by_plus() -> None:
+    target = target_registry.get("npu:hexagon/snapdragon-8-gen2+snapdragon-8-gen3")
+    assert target.spec.name == "npu:hexagon/snapdragon-8-gen2+snapdragon-8-gen3"
+    assert target.spec.options["soc_model"] == "43,57"
+    assert "SM8550" in target.spec.device
+    assert "SM8650" in target.spec.device
+    again = target_registry.get(target.spec.name)  # what a recipe replays
+    assert again.spec == target.spec
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("npu:hexagon/snapdragon-8-gen2+snapdragon-8-gen33", "EB140"),
+        ("npu:hexagon/sa8255+sa8255", "EB146"),
+        ("cpu+cpu", "EB140"),
+        ("npu:hexagon/sa8255+cpu", "EB140"),
+    ],
+)
+def test_devices_that_cannot_be_joined_are_named(name: str, code: str) -> None:
+    with pytest.raises(UsageError, match=code):
+        target_registry.get(name)
+
+
 @pytest.mark.parametrize("name", ["gpu", "gpu:webgpu", "npu:ethos-u85-256", "npu:ethos-u55"])
 def test_a_planned_target_is_said_to_be_missing(name: str) -> None:
     with pytest.raises(UnsupportedError, match="EB240") as caught:
