@@ -24,8 +24,10 @@ from edgebudget_runtime.errors import ArtifactError
 from edgebudget_runtime.integrity import sha256
 from edgebudget_runtime.latency_bound import SIZE
 from edgebudget_runtime.manifest import FILE, SubNetwork
+from edgebudget_runtime.profile_detail import Detail
 
-SCHEMA = 1
+SCHEMA = 2
+_WITHOUT_DETAIL = 1  # the schema before there was any
 _MOST_BYTES = 8_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_ROUNDS = 64  # of calibration: more says nothing new about a quiet device
@@ -39,6 +41,7 @@ class Profile:
     device: Device
     samples_ms: Mapping[str, tuple[float, ...]]  # segment -> latencies, oldest first
     energy: Mapping[str, Figure] = field(default_factory=dict)  # sub-network -> millijoules
+    detail: Detail | None = None  # None: nobody looked closer
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Profile:
             raw = json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as e:
             raise _damaged(f"is not JSON: {type(e).__name__}") from None
+        if isinstance(raw, dict) and raw.get("schema") == _WITHOUT_DETAIL and "detail" not in raw:
+            raw |= {"schema": SCHEMA, "detail": None}
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise _damaged(f"is not of schema {SCHEMA}")
         try:
@@ -116,6 +121,22 @@ def load(
     except ArtifactError as e:
         return None, e.what
     return found, ""
+
+
+def read(file: Path, artifact: str, segments: Sequence[str]) -> Profile:
+    """A profile that the user names: of this artifact, on whatever device.
+
+    Raises:
+        ArtifactError: EB580 it cannot be read, EB581 it is of another artifact.
+    """
+    try:
+        with file.open("rb") as f:
+            data = f.read(_MOST_BYTES + 1)
+    except OSError as e:
+        raise _damaged(f"{file} cannot be read: {e.strerror or e}") from e
+    found = Profile.decode(data)
+    _check_own(found, artifact, found.device, segments)
+    return found
 
 
 def save(profile: Profile, file: Path) -> str:
