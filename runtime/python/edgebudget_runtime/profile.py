@@ -144,13 +144,19 @@ def save(profile: Profile, file: Path) -> str:
 
     Never raises: a full disk is no reason to give no answer.
     """
+    why = write_whole(file, profile.encode())
+    return f"the profile {why}" if why else ""
+
+
+def write_whole(file: Path, data: bytes) -> str:
+    """Write a file aside and rename it; why that failed, or ""."""
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".profile-")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as f:
-            f.write(profile.encode())
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(file)
@@ -158,7 +164,7 @@ def save(profile: Profile, file: Path) -> str:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
-        return f"the profile cannot be written: {e.strerror or e}"
+        return f"cannot be written: {e.strerror or e}"
     return ""
 
 
