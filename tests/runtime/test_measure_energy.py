@@ -168,9 +168,10 @@ class Bench:
         self.now += seconds
         self.used += seconds * self.idle_w
 
-    def run(self) -> None:
+    def run(self) -> int:
         self.sleep(self.run_s)
         self.used += self.run_j
+        return 1
 
     def start(self) -> None: ...
 

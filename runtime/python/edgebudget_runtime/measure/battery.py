@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
@@ -92,7 +93,7 @@ def find(root: Path = ROOT) -> tuple[Gauge | None, str]:
         if _watts(supply) is None:
             why = f"{supply.name} tells neither its power nor its current and voltage"
             continue
-        return Gauge(f"battery {supply.name}", lambda s=supply: _discharging_watts(s)), ""  # type: ignore[misc]
+        return Gauge(f"battery {supply.name}", partial(_discharging_watts, supply)), ""
     return None, why
 
 

@@ -50,12 +50,12 @@ def idle_power(
 
 def inference(
     counter: Counter,
-    run: Callable[[], object],
+    run: Callable[[], int],
     idle_w: Figure,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Energy:
-    """Millijoules of one `run`, which is repeated for about `seconds`.
+    """Millijoules of one inference; `run` does some, tells how many, and is repeated for `seconds`.
 
     Energy is the counter's: all that happens on that part of the device is in it. Unknown where
     the counter gave nothing usable, or where the run does not stand out of the idle power's
@@ -68,8 +68,7 @@ def inference(
         before = counter.read()
         ended, count = clock() + seconds / _INTERVALS, 0
         while count == 0 or clock() < ended:
-            run()
-            count += 1
+            count += max(run(), 1)
         after = counter.read()
         joules = None if before is None or after is None else counter.joules(before, after)
         if not joules or before is None or after is None:

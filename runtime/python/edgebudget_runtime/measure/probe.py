@@ -13,8 +13,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -116,7 +117,7 @@ def _energy(job: Job, paths: Paths, tell: Tell) -> None:
         tell("idle", figure=_plain(idle))
         each = max(job.seconds / len(paths.paths), 0.5)
         for id in paths.paths:
-            found = meter.inference(counter, lambda id=id: paths.run(id), idle, each)  # type: ignore[misc]
+            found = meter.inference(counter, partial(paths.once, id), idle, each)
             tell("energy", path=id, net=_plain(found.net_mj), gross=_plain(found.gross_mj))
     finally:
         counter.stop()
@@ -176,16 +177,6 @@ def main(arguments: list[str]) -> int:
         return e.exit_code
     tell("end")
     return 0
-
-
-def figure(plain: Mapping[str, Any]) -> Figure:
-    """A figure as it came over the line.
-
-    Raises:
-        ArtifactError: EB507 it is none.
-    """
-    found: Figure = codec.decode(Figure, plain)
-    return found
 
 
 if __name__ == "__main__":

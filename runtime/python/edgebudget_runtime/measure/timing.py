@@ -54,6 +54,15 @@ class Paths:
             parts.append(seconds)
         return self.clock() - began, parts
 
+    def once(self, id: str) -> int:
+        """Run one path once; that was 1 inference.
+
+        Raises:
+            ArtifactError: as `run`.
+        """
+        self.run(id)
+        return 1
+
     def warm(self, id: str) -> int:
         """Load a path and let caches and clocks settle; how many runs that took."""
         for segment in self.paths[id]:
