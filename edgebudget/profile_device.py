@@ -64,6 +64,9 @@ def measure(
     work = f"measure on {device.name}"
     emit(Started(work))
     found = collect(device.lines(job, subject.folder))
+    own = subject.manifest.target.engine
+    if own != subject.target.engine:
+        found.notes.append(f"{subject.target.name} stands in for {own}, which was not timed")
     files = {s.id: subject.folder / s.file for s in subject.manifest.segments}
     made = found.profile(
         profile.digest(subject.folder),

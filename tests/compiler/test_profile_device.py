@@ -19,10 +19,12 @@ from edgebudget.devices.lines import Program
 from edgebudget.profile_collect import collect
 from edgebudget.profile_layers import layer_times
 from edgebudget_runtime import engine, profile
+from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import here
 from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UsageError
 from edgebudget_runtime.measure.layers import Kernel
 from edgebudget_runtime.profile import Profile
+from edgebudget_runtime.profile_detail import Detail, PathTimes
 from edgebudget_runtime.runner import Runner
 from tests.runtime import elastic_artifact as ea
 
@@ -173,10 +175,59 @@ def test_a_profile_of_another_engine_version_is_left_aside(artifact: Path) -> No
         assert "engine_version '0.1', here" in runner.profile_note
 
 
-def test_a_crash_on_the_device_is_an_error_of_one_line(
+def test_frontier_shows_what_a_profile_of_another_device_knows(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    energy = {"exit1": Figure(value=4.5, evidence="measured", how="a counter")}
+    detail = Detail(
+        where="ssh://board",
+        target="cpu",
+        runs_before=5,
+        paths={"exit1": PathTimes.of([7.0] * 99 + [9.0] * 2)},
+    )
+    board = Profile(
+        artifact=profile.digest(artifact),
+        device=dataclasses.replace(here("e", "1", 1), cpu="board"),
+        samples_ms={"s0": (7.5,)},
+        energy=energy,
+        detail=detail,
+    )
+    file = tmp_path / "board.json"
+    profile.save(board, file)
+    assert main(["frontier", str(artifact), "--profile", str(file), "--json"]) == 0
+    ways = {w["id"]: w for w in json.loads(capsys.readouterr().out)["ways"]}
+    assert ways["exit1"]["latency_ms"] == {"value": 7.5, "evidence": "measured"}
+    assert ways["exit1"]["p99_ms"] == {"value": 9.0, "evidence": "measured"}
+    assert ways["exit1"]["energy_mj"] == {"value": 4.5, "evidence": "measured"}
+    assert ways["full"]["latency_ms"]["evidence"] == "unknown"
+    assert main(["frontier", str(artifact), "--profile", str(file)]) == 0
+    assert "ssh://board: board" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "code"), [(b"{", "EB580"), (None, "EB580"), ("other artifact", "EB581")]
+)
+def test_a_corrupt_or_foreign_profile_is_refused(
+    data: bytes | str | None,
+    code: str,
+    artifact: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "p.json"
+    if isinstance(data, str):
+        own = Profile(artifact="cd" * 32, device=here("e", "1", 1), samples_ms={})
+        profile.save(own, file)
+    elif data is not None:
+        file.write_bytes(data)
+    assert main(["frontier", str(artifact), "--profile", str(file)]) == 5
+    assert f"[{code}]" in capsys.readouterr().err
+
+
+def test_a_damaged_artifact_is_an_error_of_one_line(
     artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ea.file_of(artifact, "s1").write_bytes(b"broken")
+    ea.file_of(artifact, "s1").write_bytes(b"broken")  # after the manifest was written
     assert main(["profile", str(artifact), "--seconds", "0.1"]) == 5
     assert "[EB502]" in capsys.readouterr().err
 

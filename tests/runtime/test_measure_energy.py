@@ -135,6 +135,7 @@ def test_a_gap_discards_what_it_touches() -> None:
     [
         ({"status": "Full", "power_now": 1}, "BAT0 is Full: unplug"),
         ({"status": "Discharging"}, "neither its power nor its current"),
+        ({"status": "Discharging", "energy_now": 42_000_000}, "steps of charge are far too coarse"),
         ({"power_now": 1}, "in an unknown state"),
     ],
 )

@@ -92,6 +92,8 @@ def find(root: Path = ROOT) -> tuple[Gauge | None, str]:
             continue
         if _watts(supply) is None:
             why = f"{supply.name} tells neither its power nor its current and voltage"
+            if any((supply / name).exists() for name in ("energy_now", "charge_now")):
+                why += "; its steps of charge are far too coarse for one inference"
             continue
         return Gauge(f"battery {supply.name}", partial(_discharging_watts, supply)), ""
     return None, why
