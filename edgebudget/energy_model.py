@@ -143,11 +143,11 @@ class EnergyModel:
             raise UsageError("EB108", f"{file} {why}", hint="name another file")
 
 
-def load(file: Path, *, engine: str, engine_version: str) -> EnergyModel:
-    """Read a model for this engine and version.
+def read(file: Path) -> EnergyModel:
+    """Read a model, of whatever engine.
 
     Raises:
-        ArtifactError: EB587 it cannot be read, EB588 it was fitted for another engine or version.
+        ArtifactError: EB587 it cannot be read.
     """
     try:
         data = file.read_bytes()[: _MOST_BYTES + 1]
@@ -156,9 +156,20 @@ def load(file: Path, *, engine: str, engine_version: str) -> EnergyModel:
             raise ValueError(f"not of schema {SCHEMA}")
         model: EnergyModel = codec.decode(EnergyModel, raw)
     except (OSError, ValueError, RecursionError, ArtifactError) as e:
+        why = e.what if isinstance(e, ArtifactError) else e
         raise ArtifactError(
-            "EB587", f"{file} is no energy model: {e}", hint="fit it again"
+            "EB587", f"{file} is no energy model: {why}", hint="fit it again"
         ) from None
+    return model
+
+
+def load(file: Path, *, engine: str, engine_version: str) -> EnergyModel:
+    """Read a model for this engine and version.
+
+    Raises:
+        ArtifactError: EB587 it cannot be read, EB588 it was fitted for another engine or version.
+    """
+    model = read(file)
     theirs, ours = (model.engine, model.engine_version), (engine, engine_version)
     if theirs != ours:
         raise ArtifactError(

@@ -14,6 +14,7 @@ from edgebudget.cli.progress import listening
 from edgebudget_runtime.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
+    from edgebudget.profile_subject import Subject
     from edgebudget_runtime.cost import Figure
     from edgebudget_runtime.profile import Profile
     from edgebudget_runtime.profile_detail import Detail
@@ -46,6 +47,12 @@ def profile(
     ] = None,
     layers: Annotated[bool, typer.Option(help="Time every node, in runs of their own.")] = True,
     energy: Annotated[bool, typer.Option(help="Read the device's energy counters.")] = True,
+    energy_model: Annotated[
+        str | None,
+        typer.Option(
+            "--energy-model", help="For energy that nothing measures: a fitted .json, 45nm, 7nm."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the profile, for `frontier` and runners.")
     ] = None,
@@ -70,12 +77,14 @@ def profile(
 
     On this device the profile of an artifact is also kept for `frontier` and runners.
     """
-    from edgebudget import devices
+    from edgebudget import devices, energy_estimate
     from edgebudget.profile_device import measure
     from edgebudget.profile_subject import subject
 
     if not 0 < seconds <= 3600:
         raise UsageError("EB144", f"--seconds {seconds:g}", hint="more than 0, at most 3600")
+    if energy_model is not None:
+        energy_estimate.check(energy_model)
     link = devices.link(device, python=python, install=install, runner=runner, silence_s=silence)
     shape = o.parse_shape(input_shape)
     with (
@@ -85,7 +94,9 @@ def profile(
         measured = measure(
             what, link, threads=threads, seconds=seconds, layers=layers, energy=energy, emit=emit
         )
-    found = measured.profile
+        found = measured.profile
+        if energy_model is not None:
+            found = _estimated(found, what, energy_model)
     detail = found.detail
     assert detail is not None
     kept = what.kept and measured.error is None and device == "local"
@@ -99,6 +110,15 @@ def profile(
     if measured.error is not None:
         fail(str(measured.error))
         raise typer.Exit(TargetError.exit_code)
+
+
+def _estimated(found: Profile, what: Subject, source: str) -> Profile:
+    """Energies of a model where nothing measured any."""
+    from edgebudget import energy_estimate
+
+    version = found.device.engine_version
+    predict = energy_estimate.predictor(source, engine=what.target.engine, engine_version=version)
+    return energy_estimate.fill(found, what.folder, what.manifest, predict)
 
 
 def _keep(found: Profile, out: Path | None, kept: bool) -> str:
@@ -175,6 +195,8 @@ def _show(found: Profile, detail: Detail, name: str) -> None:
         write(f"{label}: {_before_after(detail, key)}")
     write(f"throttling: {_throttled(detail)}")
     write(f"idle power: {_watts(detail.idle_w)}")
+    for how in dict.fromkeys(f"{f.evidence}: {f.how}" for f in found.energy.values()):
+        write(f"energy, {how}")
     for note in detail.notes:
         write(note)
 

@@ -33,7 +33,7 @@ class Local:
         job = replace(job, folder=str(folder.resolve()))
         places = os.pathsep.join(p for p in sys.path if p)
         program = Program(
-            [sys.executable, "-m", PROBE, job.encode()],
+            [sys.executable, "-P", "-m", PROBE, job.encode()],  # not what lies in this folder
             environment={**os.environ, "PYTHONPATH": places},
             silence_s=self._silence_s,
             where="the measuring process",

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgebudget import devices
+from edgebudget.cli import main
 from edgebudget.profile_collect import collect
 from edgebudget_runtime import engine
 from edgebudget_runtime.errors import TargetError
@@ -138,6 +139,17 @@ def test_a_profile_comes_back_and_nothing_stays(server: Server, artifact: Path) 
     assert made.device.engine_version == engine.VERSION
     assert found.kernels.keys() == ea.MACS.keys()
     assert server.left() == []
+
+
+def test_the_command_brings_a_profile_for_frontier(
+    server: Server, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = server.folder / "far.json"
+    command = ["profile", str(artifact), "--device", server.url, "--python", sys.executable]
+    assert main([*command, "--seconds", "0.2", "--no-energy", "--out", str(out)]) == 0
+    assert server.url in capsys.readouterr().out
+    assert main(["frontier", str(artifact), "--profile", str(out)]) == 0
+    assert server.url in capsys.readouterr().out
 
 
 def test_a_machine_lost_half_way_leaves_what_came(server: Server, artifact: Path) -> None:

@@ -16,12 +16,14 @@ from onnx import TensorProto, helper
 from edgebudget import devices
 from edgebudget.cli import main
 from edgebudget.devices.lines import Program
+from edgebudget.devices.local import Local
 from edgebudget.profile_collect import collect
 from edgebudget.profile_layers import layer_times
 from edgebudget_runtime import engine, profile
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import here
 from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UsageError
+from edgebudget_runtime.measure.job import Job
 from edgebudget_runtime.measure.layers import Kernel
 from edgebudget_runtime.profile import Profile
 from edgebudget_runtime.profile_detail import Detail, PathTimes
@@ -222,6 +224,32 @@ def test_a_corrupt_or_foreign_profile_is_refused(
         file.write_bytes(data)
     assert main(["frontier", str(artifact), "--profile", str(file)]) == 5
     assert f"[{code}]" in capsys.readouterr().err
+
+
+def test_what_came_before_the_loss_is_shown_written_and_not_taken_for_whole(
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """This machine, cut off after the first times."""
+    lines_of = Local.lines
+
+    def cut(self: Local, job: Job, folder: Path) -> Iterator[str]:
+        for line in lines_of(self, job, folder):
+            yield line
+            if '"times"' in line:
+                raise TargetError("EB643", "local was lost", hint="try again")
+
+    monkeypatch.setattr(Local, "lines", cut)
+    out = tmp_path / "part.json"
+    assert main(["profile", str(artifact), "--seconds", "0.1", "--out", str(out)]) == 6
+    said = capsys.readouterr()
+    assert "partial, local stopped early" in said.out
+    assert "[EB643]" in said.err
+    found = Profile.decode(out.read_bytes())
+    assert found.samples_ms.keys() == ea.MACS.keys()
+    assert not (tmp_path / "cache" / "profiles").exists()
 
 
 def test_a_damaged_artifact_is_an_error_of_one_line(
