@@ -16,7 +16,7 @@ import threading
 import zipfile
 
 OLDEST = (3, 11)
-NEEDS = {"numpy": "numpy>=1.26", "onnxruntime": "onnxruntime>=1.24"}
+NEEDS = {"numpy": (1, 26), "onnxruntime": (1, 24)}  # as the runtime does
 START = "import sys; exec(sys.argv[1])"
 
 
@@ -27,13 +27,16 @@ def say(what: object) -> None:
 
 
 def lacking() -> "list[str]":
-    """Packages that cannot be imported, as pip names them."""
+    """Packages that are not here or too old, as pip names them."""
     found = []
-    for name, wanted in NEEDS.items():
+    for name, oldest in NEEDS.items():
         try:
-            __import__(name)
+            version = __import__(name).__version__
+            here = tuple(int(x) for x in version.split(".")[:2])
         except Exception:  # a broken package is a missing one
-            found.append(wanted)
+            here = (0,)
+        if here < oldest:
+            found.append("{}>={}.{}".format(name, *oldest))
     return found
 
 

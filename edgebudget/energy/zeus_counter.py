@@ -1,6 +1,7 @@
 """Energy counters that zeus reaches: NVIDIA and AMD GPUs, Jetson boards, Apple silicon.
 
-Needs the extra `energy`; not tried on AMD, Jetson and Apple devices.
+Needs the extra `energy`; not tried on AMD, Jetson and Apple devices. Of several GPUs the first
+counts, or the one whose number EDGEBUDGET_GPU holds.
 """
 
 from __future__ import annotations

@@ -201,6 +201,11 @@ def test_what_the_machine_lacks_is_named(server: Server, artifact: Path) -> None
     error = failure(server, artifact, python=str(bare / "bin" / "python"))
     assert error.code == "EB641"
     assert "numpy>=1.26, onnxruntime>=1.24" in error.what
+    (site,) = bare.glob("lib/python*/site-packages")
+    (site / "numpy.py").write_text("__version__ = '1.21.5'")
+    (site / "onnxruntime.py").write_text("__version__ = '1.31.1'")
+    error = failure(server, artifact, python=str(bare / "bin" / "python"))
+    assert error.what.endswith("lacks numpy>=1.26")
     error = failure(server, artifact, python="/no/such/python3")
     assert error.code == "EB641"
     assert "/no/such/python3" in error.what

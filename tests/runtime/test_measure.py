@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from edgebudget_runtime import engine
 from edgebudget_runtime.errors import UsageError
 from edgebudget_runtime.manifest import Manifest, Tensor
-from edgebudget_runtime.measure import conditions, layers, probe, samples
+from edgebudget_runtime.measure import conditions, layers, probe, rapl, samples
 from edgebudget_runtime.measure.job import Job
 from edgebudget_runtime.measure.timing import Paths
 from edgebudget_runtime.sessions import Sessions
@@ -72,6 +74,47 @@ def test_the_probe_tells_all_of_a_real_artifact(tmp_path: Path) -> None:
     memory = next(t["figure"] for t in told if t["kind"] == "memory")
     assert memory["evidence"] == "measured"
     assert memory["value"] > 0
+
+
+def test_the_probe_reads_energy_where_there_is_a_counter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree of powercap files that something keeps counting up, 20 W whatever happens."""
+    domain = tmp_path / "sys/class/powercap/intel-rapl:0"
+    domain.mkdir(parents=True)
+    (domain / "name").write_text("package-0\n")
+    (domain / "max_energy_range_uj").write_text("262143328850\n")
+    ended = threading.Event()
+
+    def count() -> None:
+        began = time.perf_counter()
+        while not ended.is_set():
+            (tmp_path / "next").write_text(f"{int((time.perf_counter() - began) * 20e6) + 1}\n")
+            (tmp_path / "next").replace(domain / "energy_uj")
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    real = rapl.find
+    monkeypatch.setattr(rapl, "find", lambda: real(tmp_path))
+    monkeypatch.setattr(probe, "_LEAST_S", 0.5)
+    ea.write(tmp_path / "toy")
+    told: list[dict[str, Any]] = []
+    job = Job(folder=str(tmp_path / "toy"), provider=engine.CPU, threads=1, seconds=0.1,
+              layers=False)  # fmt: skip
+    try:
+        while not (domain / "energy_uj").exists():
+            time.sleep(0.01)
+        probe.measure(job, lambda kind, **what: told.append({"kind": kind, **what}))
+    finally:
+        ended.set()
+        thread.join()
+    idle = next(t["figure"] for t in told if t["kind"] == "idle")
+    assert idle["evidence"] == "measured"
+    assert "RAPL package-0" in idle["how"]
+    energies = [t for t in told if t["kind"] == "energy"]
+    assert {e["path"] for e in energies} == ea.PATHS.keys()
+    assert all(e["gross"]["value"] > 0 for e in energies)
 
 
 def test_a_trace_is_read_node_by_node(tmp_path: Path) -> None:
