@@ -120,7 +120,7 @@ def calibrate(
     """Time what the log does not know yet, for `limit_s` seconds at most, and give all of it.
 
     Raises:
-        TargetError: EB641, too little could be measured to fit anything.
+        TargetError: EB651, too little could be measured to fit anything.
     """
     deadline = time.monotonic() + limit_s
     device = target.device()
@@ -158,7 +158,7 @@ def calibrate(
     emit(Finished(_WORK, f"{len(log.best)} networks, {len(log.refused)} refused"))
     if len(log.best) < _LEAST_UNITS:
         raise TargetError(
-            "EB641",
+            "EB651",
             f"{len(log.best)} networks were timed on this device, {_LEAST_UNITS} are needed",
             hint="run the same command again: it goes on where it ended",
         )

@@ -43,11 +43,11 @@ def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
     `seen` is by unit name, "12f" and "12q": both forms of a network are left out together.
 
     Raises:
-        TargetError: EB641, there is too little to fit.
+        TargetError: EB651, there is too little to fit.
     """
     if len(seen) < 2 * _FOLDS:
         raise TargetError(
-            "EB641",
+            "EB651",
             f"{len(seen)} networks were timed, too few to fit a predictor",
             hint="run `edgebudget calibrate` again",
         )

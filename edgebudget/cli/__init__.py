@@ -19,6 +19,7 @@ from edgebudget.cli import (
     fronting,
     listing,
     looking,
+    profiling,
     running,
     simulating,
 )
@@ -50,7 +51,17 @@ app = typer.Typer(
     " is saved), 5 bad input, 6 target unavailable, 130 interrupted.",
     add_completion=False,
 )
-for group in (compiling, cascading, comparing, running, fronting, simulating, looking, listing):
+for group in (
+    compiling,
+    cascading,
+    comparing,
+    running,
+    profiling,
+    fronting,
+    simulating,
+    looking,
+    listing,
+):
     group.register(app)
 
 

@@ -35,7 +35,7 @@ def timed_apart(
     Percentiles above the median take two processes, and as many runs as bound them.
 
     Raises:
-        TargetError: EB640, the process failed or gave no answer.
+        TargetError: EB650, the process failed or gave no answer.
     """
     tail = statistic in ("p90", "p95", "p99", "max")
     least = max(repeats, least_runs(statistic), _TAIL_RUNS if tail else 1)
@@ -76,7 +76,7 @@ def _one(job: Mapping[str, Any], inputs: Mapping[str, Array]) -> Array:
             said = folder / "error.txt"
             why = said.read_text(encoding="utf-8") if said.is_file() else _last(done)
         raise TargetError(
-            "EB640",
+            "EB650",
             f"the process that times {Path(job['file']).name} failed: {why}",
             hint="free memory, or run `edgebudget doctor`",
         )

@@ -92,7 +92,7 @@ class CpuTarget:
         Raises:
             ArtifactError: EB510, the engine refuses the file.
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
-            TargetError: EB640, the process failed.
+            TargetError: EB650, the process failed.
         """
         _check_runs(repeats)
         first = next(chunks(inputs, CpuSession(file, threads=self._threads).shapes))

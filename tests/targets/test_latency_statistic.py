@@ -65,7 +65,7 @@ def test_a_percentile_is_measured_in_two_processes(qdq_file: Path, batch: Array)
 
 
 def test_the_process_measures_the_file_it_is_given(tmp_path: Path, batch: Array) -> None:
-    with pytest.raises(TargetError, match=r"EB640.*cannot load"):
+    with pytest.raises(TargetError, match=r"EB650.*cannot load"):
         _timing.timed_apart(
             tmp_path / "none.onnx", {"x": batch}, threads=1, repeats=1, statistic="p50"
         )
@@ -76,5 +76,5 @@ def test_a_process_that_dies_is_named(
 ) -> None:
     killed = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     monkeypatch.setattr(_timing, "COMMAND", killed)
-    with pytest.raises(TargetError, match=r"EB640.*status -9"):
+    with pytest.raises(TargetError, match=r"EB650.*status -9"):
         _timing.timed_apart(qdq_file, {"x": batch}, threads=1, repeats=1, statistic="p50")
