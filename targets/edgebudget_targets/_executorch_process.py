@@ -48,7 +48,7 @@ class Worker:
             stderr=self._log,
             start_new_session=True,
         )
-        self._end = weakref.finalize(self, _kill, self._process)
+        self._end = weakref.finalize(self, _kill, self._process, self._log)
 
     @property
     def alive(self) -> bool:
@@ -133,10 +133,10 @@ def opened(files: Sequence[Path], threads: int, limit_s: float) -> Worker:
     return worker
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, process.stdout, log):
         if stream is not None:
             try:
                 stream.close()
