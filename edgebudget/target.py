@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +79,15 @@ class Executor(Protocol):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch; names are the segment's own."""
+        ...
+
+
+@runtime_checkable
+class Packs(Protocol):
+    """A target whose files can hold several programs, which store equal weights once."""
+
+    def pack(self, programs: Mapping[str, Program], files: Mapping[str, Path], into: Path) -> None:
+        """Write programs, lowered one by one as `files`, as the methods of one file."""
         ...
 
 
