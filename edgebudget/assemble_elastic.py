@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from edgebudget import manifest_parts as parts
 from edgebudget import planner, shared_weights
 from edgebudget.artifact import writing
-from edgebudget.elastic_compile import Branch, Found, build, moved, worst_drop
+from edgebudget.elastic_compile import Branch, Found, build, moved, piece, worst_drop
 from edgebudget.job import check_quality_limit, reference_of
 from edgebudget.static_cost import static_cost
-from edgebudget.target import Placement
+from edgebudget.target import Packs, Placement
 from edgebudget_runtime import manifest as m
 from edgebudget_runtime.cost import UNKNOWN, Figure
 from edgebudget_runtime.errors import MissedError
+from edgebudget_runtime.integrity import described
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from edgebudget.target import Target
     from edgebudget.verify import Depth
     from edgebudget_runtime.budget import Budget, Limit
+
+_PACKED = "all.pte"
 
 
 def prove_and_write(
@@ -44,6 +47,7 @@ def prove_and_write(
         elastic, job.setting, job.start, job.target, plan, reference, segments, depth=depth
     )
     found = replace(found, plan=planner.with_settings(found.plan, **job.settings))
+    _pack(job, found, segments)
     if missed := broken(found, job.setting.budget):
         with writing(out.with_name(f"{out.name}.missed"), force=True) as aside:
             _write(job, moved(found, segments, aside / "segments"), aside)
@@ -55,6 +59,33 @@ def prove_and_write(
     manifest = _write(job, moved(found, segments, folder / "segments"), folder)
     shutil.rmtree(folder / "tried")
     return manifest
+
+
+def _pack(job: Job, found: Found, folder: Path) -> None:
+    """Put the segments of several variants into one file, where the target can and it is smaller.
+
+    The segments of one variant follow each other and have nothing in common.
+    """
+    target, used, output = job.target, _used(found), job.workload.program.outputs[-1]
+    parts = {
+        id: (piece(branch.built.program, cut, output), lowered.file)
+        for branch in found.branches
+        for id, cut, lowered in zip(branch.ids, branch.cuts, branch.lowered, strict=True)
+        if id in used
+    }
+    variants = sum(not used.isdisjoint(b.ids) for b in found.branches)
+    if variants < 2 or not isinstance(target, Packs):
+        return
+    into, files = folder / _PACKED, {id: file for id, (_, file) in parts.items()}
+    target.pack({id: program for id, (program, _) in parts.items()}, files, into)
+    if into.stat().st_size >= sum(f.stat().st_size for f in files.values()):
+        into.unlink()
+
+
+def _packed(found: Found) -> Path | None:
+    """The file that holds every segment, if there is one."""
+    file = found.branches[0].lowered[0].file.with_name(_PACKED)
+    return file if file.is_file() else None
 
 
 def _write(job: Job, found: Found, folder: Path) -> m.Manifest:
@@ -113,6 +144,12 @@ def _manifest(folder: Path, found: Found, job: Job) -> m.Manifest:
         for k, id in enumerate(branch.ids)
         if id in used
     )
+    alone = segments
+    if packed := _packed(found):
+        file = described(folder, packed)
+        segments = tuple(
+            replace(s, file=file.file, sha256=file.sha256, bytes=file.bytes) for s in segments
+        )
     engine = parts.runtime(main.lowered[0].file)
     how = f"the exported segments through {engine} on the CPU"
     before = parts.quality(found.original, "the original in float32")
@@ -127,6 +164,9 @@ def _manifest(folder: Path, found: Found, job: Job) -> m.Manifest:
         )
         for b, k in found.kept
     )
+    sharing = shared_weights.sharing(alone, subnetworks)
+    if packed:
+        sharing = replace(sharing, stored_bytes=packed.stat().st_size)
     budget = setting.budget
     points = tuple(p for p in found.points.points if set(p.path) <= used)
     return m.Manifest(
@@ -153,7 +193,7 @@ def _manifest(folder: Path, found: Found, job: Job) -> m.Manifest:
         notes=(*workload.notes, *_notes(found)),
         exits=tuple(e for e in found.points.exits if e.segment in used),
         operating_points=points,
-        sharing=shared_weights.sharing(segments, subnetworks),
+        sharing=sharing,
     )
 
 
@@ -170,6 +210,9 @@ def _segment(folder: Path, branch: Branch, k: int) -> m.Segment:
 
 
 def _bytes(found: Found) -> Figure:
+    if packed := _packed(found):
+        how = f"size of {packed.name}, which holds all sub-networks"
+        return Figure(value=float(packed.stat().st_size), evidence="measured", how=how)
     files: dict[Path, int] = {}
     used = _used(found)
     for branch in found.branches:

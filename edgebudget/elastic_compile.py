@@ -31,6 +31,7 @@ from edgebudget_runtime.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edgebudget.program import Program
     from edgebudget.target import Lowered, Target
     from edgebudget.verify import Depth
     from edgebudget.workload import Dataset, Quality
@@ -246,9 +247,7 @@ def _branch(
     lowered, ids = [], []
     for k, cut in enumerate(cuts):
         id = f"v{number}s{k}"
-        outputs = (output, *(h.name for h in cut.hidden))
-        piece = replace(program, body=cut.model, inputs=cut.inputs, outputs=outputs)
-        made = target.lower(piece, folder, id)
+        made = target.lower(piece(program, cut, output), folder, id)
         extra = shared_weights.share(made.file)
         lowered.append(replace(made, extra=(*made.extra, *extra)))
         ids.append(id)
@@ -271,6 +270,12 @@ def _branch(
     return Branch(
         choices, built, tuple(ids), tuple(lowered), cuts, costs, evaluated, answers, agreement
     )
+
+
+def piece(program: Program, cut: Cut, output: str) -> Program:
+    """One segment of a program, as a program."""
+    outputs = (output, *(h.name for h in cut.hidden))
+    return replace(program, body=cut.model, inputs=cut.inputs, outputs=outputs)
 
 
 def _agreement(

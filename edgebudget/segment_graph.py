@@ -13,12 +13,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
 from edgebudget import graph as graphs
 from edgebudget.target import NodePlacement
 from edgebudget_runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from edgebudget_runtime.manifest import Segment
 
 _SUFFIX = ".graph.onnx"
 _KEPT_BYTES = 4096  # shapes and the like keep their values, and so do all steps and zero points
@@ -52,6 +56,18 @@ def read_graph(file: Path, *, weights: bool = True) -> onnx.ModelProto:
             hint="export the model again",
         ) from e
     return model
+
+
+def read_segment_graph(folder: Path, segment: Segment) -> onnx.ModelProto:
+    """The graph of an artifact's segment, whose file may hold several.
+
+    Raises:
+        ArtifactError: EB510, it is missing or damaged.
+    """
+    beside = [folder / f.file for f in segment.extra if f.file.endswith(_SUFFIX)]
+    if not beside:
+        return read_graph(folder / segment.file)
+    return read_graph(beside[0], weights=False)
 
 
 def write_description(model: onnx.ModelProto, file: Path, placed: Sequence[NodePlacement]) -> Path:

@@ -88,6 +88,15 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class Packs(Protocol):
+    """A target whose files can hold several programs, which store equal weights once."""
+
+    def pack(self, programs: Mapping[str, Program], files: Mapping[str, Path], into: Path) -> None:
+        """Write programs, lowered one by one as `files`, as the methods of one file."""
+        ...
+
+
 class Target(Protocol):
     """A device family reached through one engine."""
 

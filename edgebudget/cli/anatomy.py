@@ -63,12 +63,12 @@ def of_artifact(folder: Path) -> dict[str, Any]:
     if find_spec("onnx") is None:
         why = "counting the files again needs onnx, which is not installed"
         return {**head, **_recorded(manifest, why)}
-    from edgebudget.segment_graph import read_graph
+    from edgebudget.segment_graph import read_segment_graph
 
     placed = manifest.placement
     elsewhere = {n.name: n.processor for n in placed.fallback} if placed else {}
     try:
-        models = {s.id: read_graph(folder / s.file) for s in path}
+        models = {s.id: read_segment_graph(folder, s) for s in path}
         counted = _counted(models, elsewhere, placed.processor if placed else None)
     except EdgeBudgetError as e:  # a context compiled for a device is opaque
         return {**head, **_recorded(manifest, e.what)}

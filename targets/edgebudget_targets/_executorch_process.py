@@ -48,7 +48,7 @@ class Worker:
             stderr=self._log,
             start_new_session=True,
         )
-        self._end = weakref.finalize(self, _kill, self._process)
+        self._end = weakref.finalize(self, _kill, self._process, self._log)
 
     @property
     def alive(self) -> bool:
@@ -109,8 +109,10 @@ class Worker:
         return f" after saying {lines[-1].strip()!r}" if lines else ""
 
 
-def opened(files: Sequence[Path], threads: int, limit_s: float) -> Worker:
-    """A process that has loaded these files.
+def opened(
+    files: Sequence[Path], threads: int, limit_s: float, methods: Sequence[str] = ()
+) -> Worker:
+    """A process that has loaded these files, and of each this method.
 
     Raises:
         ArtifactError: EB510, a file is missing, damaged, or makes the engine crash.
@@ -119,7 +121,9 @@ def opened(files: Sequence[Path], threads: int, limit_s: float) -> Worker:
     worker = Worker(limit_s)
     names = ", ".join(f.name for f in files)
     try:
-        worker.ask({"do": "open", "files": [str(f.resolve()) for f in files], "threads": threads})
+        paths = [str(f.resolve()) for f in files]
+        wanted = [*methods] or ["forward"] * len(files)
+        worker.ask({"do": "open", "files": paths, "methods": wanted, "threads": threads})
     except (EngineRefused, TargetError) as e:
         worker.close()
         if isinstance(e, TargetError) and e.code != "EB610":
@@ -133,10 +137,10 @@ def opened(files: Sequence[Path], threads: int, limit_s: float) -> Worker:
     return worker
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, process.stdout, log):
         if stream is not None:
             try:
                 stream.close()

@@ -57,31 +57,36 @@ class _Engine:
         self._methods: list[Method] = []
 
     def answer(self, request: Message, arrays: Sequence[Any]) -> tuple[Message, list[Any]]:
-        """Do one thing: "lower", "open", "run" or "time"."""
+        """Do one thing: "lower", "open", "run" or "time".
+
+        "run" takes the loaded program at `index`.
+        """
         do = request["do"]
         if do == "lower":
             from edgebudget_targets._xnnpack_lower import lower
 
-            return lower(Path(request["graph"]), Path(request["out"])), []
+            graphs = {k: Path(v) for k, v in request["graphs"].items()}
+            return {"left": lower(graphs, Path(request["out"]))}, []
         if do == "open":
-            return self._open(request["files"], request["threads"]), []
+            return self._open(request["files"], request["methods"], request["threads"]), []
         if do == "run":
-            return {}, self._run(arrays, request["pieces"])
+            return {}, self._run(self._methods[request["index"]], arrays, request["pieces"])
         if do == "time":
             return {}, [self._times(arrays, request["repeats"])]
         raise ValueError(f"unknown request {do!r}")
 
-    def _open(self, files: Sequence[str], threads: int) -> Message:
+    def _open(self, files: Sequence[str], methods: Sequence[str], threads: int) -> Message:
         # Before any program is loaded: afterwards it aborts the process, or hangs.
         bindings()._unsafe_reset_threadpool(threads)
-        self._methods = [Method(Path(f).read_bytes(), "forward") for f in files]
+        each = zip(files, methods, strict=True)
+        self._methods = [Method(Path(f).read_bytes(), m) for f, m in each]
         return {}
 
-    def _run(self, arrays: Sequence[Any], pieces: int) -> list[Any]:
+    def _run(self, method: Method, arrays: Sequence[Any], pieces: int) -> list[Any]:
         """Cut each array into pieces along its first axis, run them, and join the answers."""
         parts = []
         for i in range(pieces):
-            parts.append(self._methods[0].run([_piece(a, i, pieces) for a in arrays]))
+            parts.append(method.run([_piece(a, i, pieces) for a in arrays]))
         return [np.concatenate(p) if pieces > 1 else p[0] for p in zip(*parts, strict=True)]
 
     def _times(self, arrays: Sequence[Any], repeats: int) -> Any:

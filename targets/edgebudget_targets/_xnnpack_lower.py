@@ -26,34 +26,47 @@ _ROUNDS = 3  # each makes stored tensors float that the one before left in integ
 _PLUMBING = ("executorch_call_delegate", "getitem")
 
 
-def lower(source: Path, out: Path) -> dict[str, Any]:
-    """Lower a graph with static shapes; returns `left`: ONNX node name -> why it is not delegated.
+def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
+    """Lower graphs with static shapes to the methods of one program, which share equal tensors.
+
+    Returns:
+        For each method: ONNX node name -> why it is not delegated.
 
     Raises:
         UnsupportedError: EB243, an operator has no counterpart in torch.
     """
-    model = onnx.load_model(str(source))
+    models = {k: onnx.load_model(str(v)) for k, v in sources.items()}
     # XNNPACK takes a bias as float and rounds it to the product of the two steps itself, which
     # gives the stored integers back.
-    _make_float(model, {n for n, t in _stored_integers(model).items() if t == TensorProto.INT32})
+    for model in models.values():
+        stored = _stored_integers(model)
+        _make_float(model, {n for n, t in stored.items() if t == TensorProto.INT32})
     for _ in range(_ROUNDS):
-        module = import_graph(model)
-        example = tuple(
-            torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in graphs.specs(model)
-        )
-        with _reasons(module) as why, torch.no_grad():
-            exported = torch.export.export(module, example)
+        modules = {k: import_graph(model) for k, model in models.items()}
+        with _reasons() as said, torch.no_grad():
+            exported = {
+                k: torch.export.export(modules[k], _example(model)) for k, model in models.items()
+            }
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        left = _left(lowered.exported_program(), module)
+        left = {k: _left(lowered.exported_program(k), module) for k, module in modules.items()}
         # A layer that has no integer kernel after all multiplies float weights.
-        packed = {n for n in _stored_integers(model) if n in left}
-        if not packed:
+        packed = {k: {*_stored_integers(model)} & {*left[k]} for k, model in models.items()}
+        if not any(packed.values()):
             break
-        _make_float(model, packed)
+        for k, model in models.items():
+            _make_float(model, packed[k])
     aside = out.with_name(f".{out.name}.part")
     aside.write_bytes(lowered.to_executorch().buffer)
     aside.replace(out)
-    return {"left": {n: why.get(n) or _no_kernel(op) for n, op in left.items()}}
+    found: dict[str, dict[str, str]] = {}
+    for k, module in modules.items():
+        why = {module.node_names.get(key, key): reason for key, reason in said.items()}
+        found[k] = {n: why.get(n) or _no_kernel(op) for n, op in left[k].items()}
+    return found
+
+
+def _example(model: onnx.ModelProto) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in graphs.specs(model))
 
 
 def _stored_integers(model: onnx.ModelProto) -> dict[str, int]:
@@ -95,16 +108,16 @@ def _make_float(model: onnx.ModelProto, names: set[str]) -> None:
 
 
 @contextmanager
-def _reasons(module: ImportedGraph) -> Iterator[dict[str, str]]:
-    """Collects what the partitioner says about nodes it does not take, by ONNX node name."""
+def _reasons() -> Iterator[dict[str, str]]:
+    """Collects what the partitioner says about nodes it does not take, by step of the module."""
     found: dict[str, str] = {}
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
-            name = None if node is None else _origin(node, module)
-            if name and reason:
-                found.setdefault(name, f"XNNPACK: {' '.join(str(reason).split())}")
+            step = "" if node is None else _step(node)
+            if step and reason:
+                found.setdefault(step, f"XNNPACK: {' '.join(str(reason).split())}")
 
     logger, listener = logging.getLogger(_LOGGER), Listener()
     before = logger.level, logger.propagate
@@ -127,18 +140,18 @@ def _left(program: Any, module: ImportedGraph) -> dict[str, str]:
         op = getattr(node.target, "__name__", str(node.target))
         if any(p in op for p in _PLUMBING):
             continue
-        name = _origin(node, module) or f"#{node.name}"
+        name = module.node_names.get(_step(node)) or f"#{node.name}"
         left.setdefault(name, op)
     return left
 
 
-def _origin(node: Any, module: ImportedGraph) -> str | None:
-    """The ONNX node that an exported operator comes from."""
+def _step(node: Any) -> str:
+    """The step of the imported module that an exported operator comes from, "" for none."""
     stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
     for path, _ in reversed(list(stack.values())):
         if str(path).startswith("steps."):
-            return module.node_names.get(str(path).removeprefix("steps."))
-    return None
+            return str(path).removeprefix("steps.")
+    return ""
 
 
 def _no_kernel(op: str) -> str:

@@ -28,6 +28,7 @@ _INSTALL = 'pip install "edgebudget[executorch]"'
 _NEEDED = (("executorch", "1.4"), ("torchao", ""))  # and the version they must begin with
 _LOWER_S, _RUN_S = 1800.0, 600.0
 _COMPARED = 50  # runs of each file
+_ONLY = "forward"
 _OWN, _OTHER = "xnnpack", "portable"
 
 
@@ -70,7 +71,7 @@ class XnnpackTarget:
         file = folder / f"{name}.pte"
         with tempfile.TemporaryDirectory(prefix="edgebudget-") as scratch:
             source = write_segment(program, Path(scratch), name)
-            left = self._compiled(source, file)
+            left = self._compiled({_ONLY: source}, file)[_ONLY]
             model = read_segment(source)
         nodes = [
             NodePlacement(n.name or f"#{i}", n.op_type, _OTHER if n.name in left else _OWN,
@@ -80,6 +81,43 @@ class XnnpackTarget:
         known = {n.name for n in nodes}
         nodes += [NodePlacement(n, n, _OTHER, why) for n, why in left.items() if n not in known]
         return Lowered(file, (write_description(model, file, nodes),))
+
+    def pack(self, programs: Mapping[str, Program], files: Mapping[str, Path], into: Path) -> None:
+        """Write programs as the methods of one file, which stores equal tensors once.
+
+        `files` are the same programs lowered one by one: each method must answer as its file does,
+        bit for bit, on noise.
+
+        Raises:
+            TargetError: as `lower`; EB615, a method answers otherwise than its file.
+        """
+        from edgebudget.graph import probe
+
+        self._require()
+        with tempfile.TemporaryDirectory(prefix="edgebudget-") as scratch:
+            self._compiled(
+                {k: write_segment(p, Path(scratch), k) for k, p in programs.items()}, into
+            )
+        names = list(programs)
+        worker = opened([into] * len(names), _all_cores(), _RUN_S, names)
+        alone = opened([files[n] for n in names], _all_cores(), _RUN_S)
+        try:
+            for i, name in enumerate(names):
+                noise = list(probe(programs[name].inputs).values())
+                ask = {"do": "run", "index": i, "pieces": 1}
+                pairs = zip(worker.ask(ask, noise)[1], alone.ask(ask, noise)[1], strict=True)
+                if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+                    into.unlink()
+                    raise TargetError(
+                        "EB615",
+                        f"method {name} of {into.name} answers otherwise than {files[name].name}",
+                        hint="report this: the two come from one graph",
+                    )
+        except EngineRefused as e:
+            raise _failed(str(e)) from e
+        finally:
+            worker.close()
+            alone.close()
 
     def open(self, file: Path, *, exact: bool = False) -> PteExecutor:
         """Load a segment on all cores; this engine is the target's own, `exact` or not.
@@ -152,10 +190,11 @@ class XnnpackTarget:
             worker.close()
         return list(found)
 
-    def _compiled(self, source: Path, file: Path) -> dict[str, str]:
+    def _compiled(self, sources: Mapping[str, Path], file: Path) -> dict[str, dict[str, str]]:
         if self._compiler is None or not self._compiler.alive:
             self._compiler = Worker(_LOWER_S)
-        request = {"do": "lower", "graph": str(source), "out": str(file.resolve())}
+        paths = {k: str(v) for k, v in sources.items()}
+        request = {"do": "lower", "graphs": paths, "out": str(file.resolve())}
         try:
             reply, _ = self._compiler.ask(request)
         except EngineRefused as e:
@@ -164,7 +203,7 @@ class XnnpackTarget:
                 f"ExecuTorch's compiler refuses the graph: {e}",
                 hint="compile for another target, or replace the operators it names",
             ) from e
-        left: dict[str, str] = reply["left"]
+        left: dict[str, dict[str, str]] = reply["left"]
         return left
 
     def _require(self) -> None:
@@ -193,7 +232,7 @@ class PteExecutor:
         parts = list(chunks(inputs, self._shapes))
         whole = [np.concatenate([p[k] for p in parts]) for k in self._shapes]
         try:
-            _, values = self._worker.ask({"do": "run", "pieces": len(parts)}, whole)
+            _, values = self._worker.ask({"do": "run", "index": 0, "pieces": len(parts)}, whole)
         except EngineRefused as e:
             raise _failed(str(e)) from e
         return dict(zip(self._outputs, values, strict=True))

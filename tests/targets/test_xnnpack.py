@@ -221,6 +221,36 @@ def test_a_sum_that_is_not_rounded_multiplies_float_weights(
     np.testing.assert_allclose(got, want, atol=0.05 * float(np.abs(want).max()))
 
 
+def test_methods_of_one_file_share_their_weights(
+    target: XnnpackTarget, quantized: Program, lowered: Lowered, tmp_path: Path
+) -> None:
+    other = target.lower(graphs.program(residual(seed=1)), tmp_path, "other").file
+    programs = {"a": quantized, "b": quantized, "c": graphs.program(residual(seed=1))}
+    into = tmp_path / "all.pte"
+    target.pack(programs, {"a": lowered.file, "b": lowered.file, "c": other}, into)
+    alone = lowered.file.stat().st_size
+    assert into.stat().st_size < 1.3 * alone + other.stat().st_size
+    from edgebudget_runtime.executorch_program import Method
+
+    data, x = into.read_bytes(), batch(1)
+    for name, file in (("b", lowered.file), ("c", other)):
+        want = target.open(file).run({"x": x})["y"]
+        np.testing.assert_array_equal(Method(data, name).run([x])[0], want)
+
+
+def test_a_method_that_answers_otherwise_is_refused(
+    target: XnnpackTarget, quantized: Program, lowered: Lowered, tmp_path: Path
+) -> None:
+    other = graphs.program(residual(seed=1))
+    with pytest.raises(TargetError, match=r"EB615.*method b"):
+        target.pack(
+            {"a": quantized, "b": other},
+            {"a": lowered.file, "b": lowered.file},
+            tmp_path / "all.pte",
+        )
+    assert not (tmp_path / "all.pte").exists()
+
+
 def _is_rounded(body: onnx.ModelProto, name: str) -> bool:
     makers = {o: n.op_type for n in body.graph.node for o in n.output}
     return bool(makers[name] == "DequantizeLinear")

@@ -112,6 +112,26 @@ def test_a_damaged_file_is_found_before_it_is_loaded(artifact: Path, tmp_path: P
         Runner(copy)
 
 
+@pytest.mark.slow
+def test_variants_are_methods_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    edgebudget.compile("digits", out=out, target="cpu:xnnpack", elastic=Elastic(("width",), 3))
+    manifest = Manifest.load(out)
+    assert len(manifest.subnetworks) > 1
+    assert {s.file for s in manifest.segments} == {"segments/all.pte"}
+    assert manifest.sharing is not None
+    assert manifest.sharing.stored_bytes == (out / "segments/all.pte").stat().st_size
+    assert manifest.sharing.stored_bytes < manifest.sharing.separate_bytes
+    x = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)
+    with Runner(out) as runner:
+        answers = [
+            runner.run({"image": x}, policy=f"fixed:{s.id}").outputs["output"]
+            for s in manifest.subnetworks
+        ]
+    assert not any(np.array_equal(answers[0], other) for other in answers[1:])
+
+
 def test_several_sub_networks_share_their_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,8 +79,10 @@ def test_pte_and_onnx_agree_within_one_step(name: str, tmp_path: Path) -> None:
         inputs = {k: v[None] for k, v in data.sample(index).inputs.items()}
         got = executor.run(inputs)
         for output, want in graphs.run(program.body, inputs).items():
+            # An output that something follows in float has no step of its own.
+            step = steps.get(output, float(np.abs(want).max()) / 255)
             gap = np.abs(got[output] - want).max()
-            assert gap <= steps[output] * 1.001, f"{gap / steps[output]:.2f} steps"
+            assert gap <= step * 1.001, f"{gap / step:.2f} steps"
 
 
 def _zoo_graph(name: str) -> onnx.ModelProto:

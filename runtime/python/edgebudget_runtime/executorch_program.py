@@ -21,6 +21,7 @@ from edgebudget_runtime.manifest import Manifest, Segment, Tensor
 
 SUFFIX = ".pte"
 _INSTALL = 'pip install "edgebudget[executorch]"'
+_ONLY = "forward"  # the method of a program that has one; of several, each has its segment's id
 _opening = Lock()
 _pool: list[int] = []  # how many threads the process's one pool has, once it is in use
 
@@ -45,9 +46,9 @@ def bindings() -> Any:
 
 
 class Method:
-    """One method of a loaded program."""
+    """One method of a loaded program: the one called `name`, else "forward"."""
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: bytes, name: str = _ONLY) -> None:
         """Load it from the program's bytes; a file cut short is refused, with the engine's words.
 
         Raises:
@@ -56,7 +57,8 @@ class Method:
         engine = bindings()
         whole = engine.Verification.InternalConsistency
         program = engine._load_program_from_buffer(data, program_verification=whole)
-        self._method = program.load_method(name)
+        names = {program.get_method_name(i) for i in range(program.num_methods())}
+        self._method = program.load_method(name if name in names else _ONLY)
         self._kept = (data, program)  # a method only borrows its program, and that its bytes
         self._torch = importlib.import_module("torch")
 
@@ -123,7 +125,7 @@ def open_program(data: bytes, segment: Segment, threads: int | None) -> ProgramS
     with _opening, _quiet():
         _set_threads(threads)
         try:
-            method = Method(data, "forward")
+            method = Method(data, segment.id)
         except Exception as e:  # the engine raises a dozen unrelated types
             raise ArtifactError(
                 "EB509",
