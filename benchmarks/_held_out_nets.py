@@ -88,8 +88,8 @@ class _Excited(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = f.hardswish(self.deep(f.hardswish(self.wide(x))))
         y = y * f.hardsigmoid(self.up(f.relu(self.down(y.mean((2, 3), keepdim=True)))))
-        y = self.out(y)
-        return x + y if self.same else y
+        z: Tensor = self.out(y)
+        return x + z if self.same else z
 
 
 class Dense(nn.Module):

@@ -34,6 +34,7 @@ _DRAFTS = 8  # how often the MACs bound is tightened
 _ROOM = 0.97  # of a limit on time that a draft may use: the proof measures again
 _BELIEVED = 1.1  # times the bound that a prediction may show before a candidate is refused
 _SHARE = 0.97  # of the MACs that would just do
+_NEARLY = 1.02  # times the smallest reachable MACs, which are an estimate
 _STEEPEST = 0.2  # of a bound that the next one keeps, however little the last step saved
 
 
@@ -69,17 +70,25 @@ def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
         if over <= 1.0:
             return proposal
         known.points.append((cap, over))
-        if cap <= smallest:
-            raise InfeasibleError(
-                "EB404",
-                f"the draft at the smallest reachable point, {smallest:.4g} MACs, has "
-                f"{_shown(job, cost, share)}",
-                hint="raise the limit, or start from a smaller model",
-            )
-        cap = max(_lower(known.points), smallest)  # the smallest itself is tried before refusing
+        if cap <= smallest * _NEARLY:
+            raise _beyond(job, cost, share, smallest)
+        # The smallest itself is tried before refusing.
+        cap = max(_lower(known.points), smallest * _NEARLY)
         job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} MACs"))
-        proposal = _propose(job, cap, known)
+        try:
+            proposal = _propose(job, cap, known)
+        except InfeasibleError as e:
+            raise _beyond(job, cost, share, smallest) from e
     return proposal
+
+
+def _beyond(job: Job, cost: Cost, share: float, smallest: float) -> InfeasibleError:
+    return InfeasibleError(
+        "EB404",
+        f"an untrained draft near the smallest reachable point, {smallest:.4g} MACs, has "
+        f"{_shown(job, cost, share)}",
+        hint="raise the limit, or start from a smaller model",
+    )
 
 
 def _propose(job: Job, cap: float, known: _Known) -> Proposal:
