@@ -31,16 +31,16 @@ def find(device: Device) -> tuple[Predictor | None, str]:
 
     None comes with the reason: nothing was calibrated, or only for something else.
     """
-    why = "nothing was calibrated here: run `edgebudget calibrate`"
+    why = ""
     for file in _files(device):
         try:
             found = read(file)
             found.check(device)
         except EdgeBudgetError as e:
-            why = f"{file.name} is left aside: {e.what}"
+            why = why or f"{file.name} is left aside: {e.what}"
             continue
         return found, ""
-    return None, why
+    return None, why or "nothing was calibrated here: run `edgebudget calibrate`"
 
 
 def _files(device: Device) -> Iterator[Path]:
