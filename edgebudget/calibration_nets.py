@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -33,7 +33,7 @@ class Net:
         self.shapes: dict[str, tuple[int, ...]] = {"x": shape}
         self.macs = 0.0
 
-    def op(self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: object) -> str:
+    def op(self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any) -> str:
         name = f"n{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], f"{name}/{kind}", **attributes))
         self.shapes[name] = shape

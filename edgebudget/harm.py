@@ -14,6 +14,7 @@ from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.plan import Step
 from edgebudget.program import PassRecord
 from edgebudget_runtime.cost import Resource
+from edgebudget_runtime.errors import InfeasibleError
 
 if TYPE_CHECKING:
     from edgebudget.target import Target
@@ -44,7 +45,10 @@ def undo_harm(
         if record.name == "quantize_int8" and not target.spec.float_fallback:
             continue  # this target computes in integers only
         kept = [s for s in steps if s.name not in {*undone, step.name}]
-        without = run_steps(setting, start, kept)
+        try:
+            without = run_steps(setting, start, kept)
+        except InfeasibleError:
+            continue  # a later step cannot reach its bound without this one
         if why := _no_faster(setting, target, built, without, step.name):
             undone[step.name] = replace(record, undone=why)
             setting.emit(Said("warning", f"{step.name} undone: {why}"))

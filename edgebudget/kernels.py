@@ -76,8 +76,8 @@ class Kernel:
             numbers = [math.nan]
         if len(numbers) + 1 != len(names) or not all(0 <= x < math.inf for x in numbers):
             raise ArtifactError("EB584", "not a kernel", hint="calibrate the device again")
-        whole = [int(x) for x in numbers[4:]]
-        return Kernel(str(kind), *numbers[:4], *whole)
+        macs, read, held, written, *sizes = numbers
+        return Kernel(str(kind), macs, read, held, written, *map(int, sizes))
 
 
 FEATURES = 14

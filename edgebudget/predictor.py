@@ -157,14 +157,14 @@ class Predictor:
         """Refuse to speak about another device, engine or version.
 
         Raises:
-            TargetError: EB642, with what differs.
+            TargetError: EB652, with what differs.
         """
         if device == self.device:
             return
         ours, theirs = codec.encode(Device, device), codec.encode(Device, self.device)
         differ = ", ".join(f"{k} {theirs[k]}, here {ours[k]}" for k in ours if ours[k] != theirs[k])
         raise TargetError(
-            "EB642",
+            "EB652",
             f"the predictor belongs to another device or engine: {differ}",
             hint="run `edgebudget calibrate` here",
         )

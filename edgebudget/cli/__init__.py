@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from edgebudget.cli import (
+    calibrating,
     cascading,
     comparing,
     compiling,
@@ -59,6 +60,7 @@ for group in (
     profiling,
     fronting,
     simulating,
+    calibrating,
     looking,
     listing,
 ):

@@ -12,6 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +54,14 @@ def observe(file: Path, feed: Feed, threads: int) -> Observation:
     session = _session(file, threads)
     names = [o.name for o in session.get_outputs()]
     took: list[float] = []
-    began = time.perf_counter()
-    _guarded(lambda: [session.run(names, dict(feed)) for _ in range(3)])
+    for _ in range(3):
+        _guarded(partial(session.run, names, dict(feed)))
     began = time.perf_counter()
     while _more(len(took), time.perf_counter() - began):
         start = time.perf_counter()
         session.run(names, dict(feed))
         took.append((time.perf_counter() - start) * 1e3)
-    del session
+    del session  # the profiled one has the memory to itself, as this one had
     seen = _profiled(file, feed, threads, runs=_more)
     return Observation(
         float(np.median(took)), tuple(k for k, _ in seen), tuple(us for _, us in seen)
@@ -83,9 +84,7 @@ def _profiled(
             session.run(None, dict(feed))
             done += 1
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes = [
-        e for e in events if e.get("cat") == "Node" and e.get("name", "").endswith(_SUFFIX)
-    ]
+    nodes = [e for e in events if e.get("cat") == "Node" and e.get("name", "").endswith(_SUFFIX)]
     per_run, rest = divmod(len(nodes), done + 1)
     if rest or not per_run:
         raise ArtifactError(
@@ -150,9 +149,7 @@ def _guarded(work: Callable[[], Any]) -> Any:
         ) from e
 
 
-def kernel_of(
-    name: str, args: Mapping[str, Any], weight: tuple[Shape, float] | None
-) -> Kernel:
+def kernel_of(name: str, args: Mapping[str, Any], weight: tuple[Shape, float] | None) -> Kernel:
     """One kernel from its node's name, what the profile says of it, and its stored weight."""
     op = str(args["op_name"])
     given = [_tensor(t) for t in args.get("input_type_shape", [])]
