@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgebudget import planner, registry
 from edgebudget.artifact import writing
 from edgebudget.assemble import Result, write_artifact
+from edgebudget.drafts import fitted
 from edgebudget.evaluate import Predictions
 from edgebudget.events import Emit, Said, ignore
 from edgebudget.exits import exit_outputs
@@ -21,17 +21,18 @@ from edgebudget.job import Job, check_quality_limit, prepare, reference_of
 from edgebudget.pipeline import run_steps
 from edgebudget.plan import Plan, load_plan
 from edgebudget.planner import Proposal
-from edgebudget.verify import Depth, dear_cost, file_cost, look, nearest, prove
+from edgebudget.verify import Depth, look, nearest, prove
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import InfeasibleError, MissedError
 
 if TYPE_CHECKING:
     from edgebudget.elastic_compile import Elastic
     from edgebudget.program import PassRecord
+    from edgebudget.verify import Proof
     from edgebudget_runtime.manifest import Manifest
 
-_DRAFT_RUNS = 20
-_DRAFTS = 4  # how often the MACs bound is tightened for bytes, memory or latency
+_RETRIES = 2  # after a proof that misses a limit on time: what is measured moves from run to run
+_RETRY_SHARE = 0.95  # of such a limit that the next draft may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,8 @@ def _compile(job: Job, given: Plan | None, out: Path, folder: Path, depth: Depth
     check_quality_limit(job, reference)
     tried: list[Result] = []
     try:
-        for attempt in _attempts(job, chosen, proposal, tried):
-            _try(job, attempt, proposal, reference, folder / "tried", depth, tried)
+        for attempt, origin in _attempts(job, chosen, proposal, tried):
+            _try(job, attempt, origin, reference, folder / "tried", depth, tried)
         result = _nearest(job, tried)
         broken = result.proof.broken(job.setting.budget)
         if broken:
@@ -157,67 +158,32 @@ def _compile(job: Job, given: Plan | None, out: Path, folder: Path, depth: Depth
         raise
 
 
-def fitted(job: Job, proposal: Proposal) -> Proposal:
-    """Tighten the MACs bound until an untrained draft keeps bytes, memory and latency too.
-
-    Raises:
-        InfeasibleError: EB404, the draft at the smallest reachable point still breaks a limit.
-    """
-    others = {x.resource for x in job.setting.budget.limits} - {"macs", "fallback_nodes"}
-    if not others:
-        return proposal
-    cap = job.setting.budget.limit("macs") or proposal.baseline.macs.value or math.inf
-    for _ in range(_DRAFTS):
-        if job.setting.late:
-            job.setting.emit(Said("warning", "the time limit has passed: no draft is tried"))
-            break
-        cost = _draft_cost(job, proposal.plan)
-        lower = planner.tightened(job.setting, cost, cap)
-        if lower is None:
-            return proposal
-        cap = lower
-        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} MACs"))
-        if cap < proposal.reach.smallest:
-            raise InfeasibleError(
-                "EB404",
-                f"the draft has {_shown(job, cost)}; fitting would take about {cap:.4g} MACs, "
-                f"the smallest reachable point is {proposal.reach.smallest:.4g}",
-                hint="raise the limit, or start from a smaller model",
-            )
-        proposal = planner.propose(job.setting, job.start, cap=cap)
-    return proposal
-
-
-def _draft_cost(job: Job, plan: Plan) -> Any:
-    """Cost of the plan's result without its training: weights' values do not change a cost."""
-    import tempfile
-
-    steps = [s for s in plan.steps if s.name != "recover"]
-    built = run_steps(job.setting, job.start, steps)
-    with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
-        lowered = job.target.lower(built.program, Path(name), "draft")
-        cost = file_cost(lowered, built.program)
-        return dear_cost(
-            cost, job.target, lowered.file, job.workload, job.setting.budget, _DRAFT_RUNS
-        )
-
-
-def _shown(job: Job, cost: Any) -> str:
-    return ", ".join(
-        f"{v.limit.resource} {v.actual:.6g} (limit {v.limit.bound:.6g})"
-        for v in job.setting.budget.violations(cost)
-        if v.actual is not None
-    )
-
-
 def _attempts(
     job: Job, plan: Plan, proposal: Proposal | None, tried: Sequence[Result]
-) -> Iterator[Plan]:
-    """The plan as it is; where only quality misses, a plan of ours once more with recovery."""
-    yield plan
-    budget, proof = job.setting.budget, tried[-1].proof
+) -> Iterator[tuple[Plan, Proposal | None]]:
+    """The plan as it is; then, of ours, a smaller one where time misses, and once a stronger one.
+
+    Time that a draft kept and the proof missed is tried again with more room. Where only quality
+    misses, the plan is tried once more with recovery.
+    """
+    yield plan, proposal
+    if proposal is None:
+        return
+    budget, share = job.setting.budget, 1.0
+    for _ in range(_RETRIES):
+        if not _only_time(tried[-1].proof, budget) or job.setting.late:
+            break
+        job.setting.emit(Said("info", "time missed its limit: trying a smaller plan"))
+        share *= _RETRY_SHARE
+        try:
+            proposal = fitted(job, planner.propose(job.setting, job.start), share=share)
+        except InfeasibleError:
+            break  # there is nothing smaller: the miss is what is reported
+        plan = proposal.plan
+        yield plan, proposal
+    proof = tried[-1].proof
     only_quality = proof.broken(budget) and not budget.violations(proof.cost)
-    if proposal is None or not only_quality or any(s.name == "recover" for s in plan.steps):
+    if not only_quality or any(s.name == "recover" for s in plan.steps):
         return
     if job.setting.late:
         job.setting.emit(Said("warning", "the time limit has passed: no stronger plan is tried"))
@@ -226,7 +192,15 @@ def _attempts(
     if (extra := planner.recovery_step(job.setting, chosen)) is not None:
         job.setting.emit(Said("info", "quality missed its limit: trying a stronger plan"))
         at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
-        yield replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:]))
+        yield replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:])), proposal
+
+
+def _only_time(proof: Proof, budget: Budget) -> bool:
+    """Whether measured time or energy is all that breaks, and is known."""
+    broken = budget.violations(proof.cost)
+    timed = all(v.limit.resource in ("latency_ms", "energy_mj") for v in broken)
+    known = all(v.actual is not None for v in broken)
+    return bool(broken) and timed and known and len(proof.broken(budget)) == len(broken)
 
 
 def _try(

@@ -6,6 +6,7 @@ Nothing dear is spent before the smallest reachable point is known to fit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ _MAX_EPOCHS = 30
 _BATCH = 64
 _LEAST_STEPS = 120
 _NEAR = 0.05  # output error, in variances, that recovery closes; dearer candidates are not built
+
+
+Refuse = Callable[[Candidate], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,12 @@ class Proposal:
         }
 
 
-def propose(setting: Setting, start: Built, *, cap: float | None = None) -> Proposal:
+def propose(
+    setting: Setting, start: Built, *, cap: float | None = None, refuse: Refuse | None = None
+) -> Proposal:
     """Choose structural steps that keep the MACs bound (or `cap`) and the steps that follow.
+
+    `refuse` says why a candidate breaks another limit; "" where it does not.
 
     Raises:
         InfeasibleError: EB401, even the smallest reachable point breaks a limit.
@@ -96,6 +104,8 @@ def propose(setting: Setting, start: Built, *, cap: float | None = None) -> Prop
             hint="give --data imagefolder:DIR, npz:FILE or file.py:function",
         )
     candidates = _look(setting, start, found, cap)
+    if refuse is not None:
+        candidates = [c if c.refused else replace(c, refused=refuse(c)) for c in candidates]
     chosen = best(candidates, cap)
     if chosen is None:
         refused = "; ".join(f"{c.label}: {c.refused or f'{c.macs:.4g} MACs'}" for c in candidates)
@@ -272,16 +282,6 @@ def _rounded_up(value: float) -> str:
 
     step = 10.0 ** (math.floor(math.log10(value)) - 3) if value >= 1000 else 1.0
     return si(math.ceil(value / step) * step).replace("k", "K").replace(" ", "")
-
-
-def tightened(setting: Setting, cost: Cost, cap: float) -> float | None:
-    """A lower MACs bound after a draft broke other limits; None when nothing was broken."""
-    worst = 1.0
-    for v in setting.budget.violations(cost):
-        if v.actual is None:
-            continue
-        worst = min(worst, v.limit.bound / v.actual)
-    return None if worst >= 1.0 else cap * worst * 0.97
 
 
 def with_settings(plan: Plan, **settings: Any) -> Plan:

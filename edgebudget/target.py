@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from edgebudget.kernels import Kernel, Observation
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
     from edgebudget_runtime.cost import Figure, Resource
+    from edgebudget_runtime.device_id import Device
 
 Family = Literal["cpu", "npu", "gpu"]
 
@@ -147,3 +149,35 @@ class Predicts(Protocol):
     def predict(self, model: onnx.ModelProto) -> Figure:
         """Modelled latency in ms of a graph, float or quantized, with its error; or unknown."""
         ...
+
+
+@runtime_checkable
+class TellsKernels(Protocol):
+    """A target whose engine tells which kernels it runs, so that they can be timed and predicted.
+
+    Files are given inputs of seeded noise.
+    """
+
+    def device(self) -> Device:
+        """What a latency depends on: this device, the engine, its version and threads."""
+        ...
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, after the engine's own fusion.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        ...
+
+    def observe(self, file: Path) -> Observation:
+        """The time of one run and of each kernel, in a fraction of a second.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        ...
+
+
+class CalibratedTarget(Target, TellsKernels, Protocol):
+    """A target that can be calibrated."""

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from edgebudget.cli import (
+    calibrating,
     cascading,
     comparing,
     compiling,
@@ -50,7 +51,9 @@ app = typer.Typer(
     " is saved), 5 bad input, 6 target unavailable, 130 interrupted.",
     add_completion=False,
 )
-for group in (compiling, cascading, comparing, running, fronting, simulating, looking, listing):
+for group in (
+    compiling, cascading, comparing, running, fronting, simulating, calibrating, looking, listing
+):  # fmt: skip
     group.register(app)
 
 

@@ -16,12 +16,15 @@ from edgebudget.latency_statistic import figure
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.device_id import Device, here
 from edgebudget_runtime.errors import UsageError
+from edgebudget_targets import _ort_kernels
 from edgebudget_targets._executor import CpuExecutor, chunks
 from edgebudget_targets._onnx_file import read_segment, write_segment
 from edgebudget_targets._timing import timed_apart
 
 if TYPE_CHECKING:
+    from edgebudget.kernels import Kernel, Observation
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
@@ -124,6 +127,26 @@ class CpuTarget:
             for ms in self._times(files, inputs, repeats)
         )
 
+    def device(self) -> Device:
+        """This machine, ONNX Runtime's version, and the threads of a measurement."""
+        return here("onnxruntime-cpu", version("onnxruntime"), self._threads)
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, from the engine's own profile of it.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        return _ort_kernels.kernels(file, _noise(file), self._threads)
+
+    def observe(self, file: Path) -> Observation:
+        """The usual time of one run and of each kernel in it, in two short bursts.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+        """
+        return _ort_kernels.observe(file, _noise(file), self._threads)
+
     @property
     def _how(self) -> str:
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
@@ -149,3 +172,22 @@ class CpuTarget:
 def _check_runs(repeats: int) -> None:
     if repeats < 1:
         raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
+
+
+def _noise(file: Path) -> dict[str, Array]:
+    """Seeded noise for every input of a file; open dimensions are 1."""
+    from onnx import helper
+
+    graph = read_segment(file, weights=False).graph
+    held = {t.name for t in graph.initializer}
+    rng = np.random.default_rng(0)
+    found: dict[str, Array] = {}
+    for value in graph.input:
+        if value.name in held:
+            continue
+        kind = value.type.tensor_type
+        shape = [d.dim_value or 1 for d in kind.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        noise = rng.standard_normal(shape)
+        found[value.name] = (noise if dtype.kind == "f" else np.abs(noise)).astype(dtype)
+    return found

@@ -66,7 +66,7 @@ class HexagonTarget:
         estimates to be fastest, and was loaded once more in a fresh emulator.
 
         Raises:
-            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB, EB246
+            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB, EB248
                 the SoC's compiler is known to fail on an operator.
         """
         if program.stage == "graph":

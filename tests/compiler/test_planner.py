@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgebudget import harm, planner, target_registry
+from edgebudget import drafts, harm, planner, target_registry
 from edgebudget.cache import Cache
 from edgebudget.candidates import Candidate, Reach, best, enumerate_points
 from edgebudget.datasets import Arrays
@@ -145,17 +145,23 @@ def test_the_bound_that_a_refusal_names_is_never_too_low(floor: float) -> None:
 
 
 @settings(deadline=None)
-@given(size=st.floats(1.0, 1e6), memory=st.floats(1.0, 1e6), cap=st.floats(1.0, 1e12))
-def test_tightening_lowers_the_bound_by_the_worst_excess(
-    tmp_path_factory: pytest.TempPathFactory, size: float, memory: float, cap: float
+@given(floor=st.floats(0.0, 0.9), cap=st.floats(1e6, 1e12), goal=st.floats(0.05, 0.95))
+def test_drafts_close_in_on_a_limit_whatever_part_of_a_cost_is_fixed(
+    floor: float, cap: float, goal: float
 ) -> None:
-    s = setting(tmp_path_factory.getbasetemp(), size=1000.0, memory=1000.0)
-    lower = planner.tightened(s, cost_of(size_bytes=size, memory_bytes=memory), cap)
-    worst = max(size, memory) / 1000.0
-    if worst <= 1.0:
-        assert lower is None
-    else:
-        assert lower == pytest.approx(0.97 * cap / worst)
+    def cost(macs: float) -> float:  # of the original: 1
+        return floor + (1.0 - floor) * macs / cap
+
+    bound = floor + (1.0 - floor) * goal
+    points = [(cap, cost(cap) / bound)]
+    for _ in range(6):
+        if points[-1][1] <= 1.0:
+            break
+        lower = drafts._lower(points)
+        assert lower < points[-1][0]
+        points.append((lower, cost(lower) / bound))
+    assert points[-1][1] <= 1.0
+    assert points[-1][0] >= 0.5 * goal * cap  # not far below what would have fitted
 
 
 @dataclass

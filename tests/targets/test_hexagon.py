@@ -93,7 +93,7 @@ def test_a_fatal_operator_is_an_error_that_names_it(prelu16_file: Path, tmp_path
     with pytest.raises(TargetError, match=r"EB612.*SM8650") as caught:  # the engine's own word
         target.placement(prelu16_file)
     assert "PRelu" in caught.value.hint
-    with pytest.raises(UnsupportedError, match=r"EB246.*PRelu.*prelu") as known:
+    with pytest.raises(UnsupportedError, match=r"EB248.*PRelu.*prelu") as known:
         target.lower(Program("graph", onnx.load(prelu16_file), (), ()), tmp_path, "main")
     assert "LeakyRelu" in known.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,219 @@
+"""Time many small networks on a device, kernel by kernel, and keep every result at once.
+
+Networks take turns in a shuffled order, round after round, so that whatever slows the machine for
+a while slows no kind of kernel in particular; of each the quietest round counts. Every result is
+one line of a log that belongs to a device, an engine and its version: a run that was killed goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgebudget import registry
+from edgebudget.cache import default_folder
+from edgebudget.datasets import Arrays
+from edgebudget.events import Advanced, Emit, Finished, Said, Started
+from edgebudget.kernels import Kernel, Observation
+from edgebudget.program import Context, Program, TensorSpec
+from edgebudget.tasks import make
+from edgebudget.workload import Data
+from edgebudget_runtime.budget import Budget
+from edgebudget_runtime.errors import EdgeBudgetError, TargetError
+
+if TYPE_CHECKING:
+    from edgebudget.target import CalibratedTarget, Target
+    from edgebudget_runtime.device_id import Device
+
+SCHEMA = 1
+NETWORKS = 450  # in float and in int8 each
+ROUNDS = 4
+_LEAST_UNITS = 60  # networks below which nothing is fitted
+_WORK = "calibrate"
+_GRAPH_STEPS = ("clean_graph", "rewrite_for_target", "quantize_int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One network to time: its number, in float or in integers."""
+
+    number: int
+    integer: bool
+
+    @property
+    def name(self) -> str:
+        """A short name for the log: 12f, 12q."""
+        return f"{self.number}{'q' if self.integer else 'f'}"
+
+
+@dataclass(slots=True)
+class Log:
+    """What is known about a device: each unit's quietest round."""
+
+    best: dict[str, Observation] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)  # how often a unit was timed
+    refused: dict[str, str] = field(default_factory=dict)  # unit -> what the engine said
+    skipped: int = 0  # lines that could not be read
+
+    def add(self, name: str, seen: Observation) -> None:
+        """Take in one round of a unit: each time is the smallest seen."""
+        self.rounds[name] = self.rounds.get(name, 0) + 1
+        old = self.best.get(name)
+        if old is None or old.kernels != seen.kernels:
+            self.best[name] = seen
+            return
+        fastest = tuple(map(min, old.kernel_us, seen.kernel_us))
+        self.best[name] = Observation(min(old.total_ms, seen.total_ms), seen.kernels, fastest)
+
+
+def log_file(device: Device) -> Path:
+    """Where results about this device and engine are kept, in the user's cache folder."""
+    return default_folder() / "calibration" / f"{device.fingerprint}.jsonl"
+
+
+def read_log(file: Path) -> Log:
+    """Every whole line of a log; what is damaged or cut short is skipped and counted."""
+    log = Log()
+    if not file.is_file():
+        return log
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            raw = json.loads(line)
+            if "device" in raw:
+                continue
+            name = str(raw["unit"])
+            if "refused" in raw:
+                log.refused[name] = str(raw["refused"])
+                continue
+            log.add(name, _observation(raw))
+        except (ValueError, KeyError, TypeError, RecursionError, EdgeBudgetError):
+            log.skipped += 1
+    return log
+
+
+def _observation(raw: Mapping[str, Any]) -> Observation:
+    kernels = tuple(Kernel.from_list(k) for k in raw["kernels"])
+    times = tuple(float(us) for us in raw["us"])
+    total = float(raw["ms"])
+    if len(times) != len(kernels) or not kernels or not total > 0 or not all(u >= 0 for u in times):
+        raise ValueError("not an observation")
+    return Observation(total, kernels, times)
+
+
+def calibrate(
+    target: CalibratedTarget,
+    *,
+    networks: int = NETWORKS,
+    rounds: int = ROUNDS,
+    limit_s: float = 1200.0,
+    seed: int = 0,
+    emit: Emit,
+) -> Log:
+    """Time what the log does not know yet, for `limit_s` seconds at most, and give all of it.
+
+    Raises:
+        TargetError: EB641, too little could be measured to fit anything.
+    """
+    deadline = time.monotonic() + limit_s
+    device = target.device()
+    file = log_file(device)
+    log = read_log(file)
+    if log.skipped:
+        emit(Said("warning", f"{log.skipped} damaged lines of {file.name} are skipped"))
+    todo = list(_todo(log, networks, rounds, seed))
+    emit(Started(_WORK, len(todo)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="edgebudget-") as name, file.open("a") as out:
+        if file.stat().st_size and not _ends_with_newline(file):
+            out.write("\n")  # after a line that a kill cut short
+        _append(out, {"schema": SCHEMA, "device": asdict(device)})
+        for unit in todo:
+            if time.monotonic() > deadline:
+                emit(Said("warning", "the time limit has passed: fitted on what was measured"))
+                break
+            if unit.name in log.refused:
+                continue
+            try:
+                seen = target.observe(_lowered(target, unit, Path(name)))
+            except EdgeBudgetError as e:
+                log.refused[unit.name] = e.what
+                _append(out, {"unit": unit.name, "refused": e.what})
+                emit(Said("warning", f"network {unit.name} is left out: {e.what}"))
+                continue
+            log.add(unit.name, seen)
+            _append(out, {
+                "unit": unit.name, "ms": round(seen.total_ms, 6),
+                "us": [round(u, 3) for u in seen.kernel_us],
+                "kernels": [k.as_list() for k in seen.kernels],
+            })  # fmt: skip
+            emit(Advanced(_WORK, note=f"{len(log.best)} networks"))
+    emit(Finished(_WORK, f"{len(log.best)} networks, {len(log.refused)} refused"))
+    if len(log.best) < _LEAST_UNITS:
+        raise TargetError(
+            "EB641",
+            f"{len(log.best)} networks were timed on this device, {_LEAST_UNITS} are needed",
+            hint="run the same command again: it goes on where it ended",
+        )
+    return log
+
+
+def _todo(log: Log, networks: int, rounds: int, seed: int) -> Iterator[Unit]:
+    """What is missing, a shuffled round at a time."""
+    units = [Unit(i, integer) for i in range(networks) for integer in (False, True)]
+    for turn in range(rounds):
+        order = np.random.default_rng([seed, turn]).permutation(len(units))
+        yield from (units[i] for i in order if log.rounds.get(units[i].name, 0) <= turn)
+
+
+def _lowered(target: Target, unit: Unit, folder: Path) -> Path:
+    """The unit's file as this target would export it; made once."""
+    file = folder / f"{unit.name}.onnx"
+    if file.is_file():
+        return file
+    from edgebudget.calibration_nets import network
+
+    body = network(unit.number)
+    shape = tuple(d.dim_value for d in body.graph.input[0].type.tensor_type.shape.dim)
+    program = Program("graph", body, (TensorSpec("x", shape),), ("y",))
+    return target.lower(as_exported(program, target, unit.integer), folder, unit.name).file
+
+
+def as_exported(program: Program, target: Target, integer: bool, samples: int = 4) -> Program:
+    """A graph after the clean-up, rewrites and quantization of a compile, ranges from noise."""
+    rng = np.random.default_rng(0)
+    noise = {
+        s.name: rng.standard_normal((samples * s.shape[0], *s.shape[1:])).astype(np.float32)
+        for s in program.inputs
+    }
+    for name in _GRAPH_STEPS if integer else _GRAPH_STEPS[:-1]:
+        step = registry.get(name)
+        settings: dict[str, Any] = {}
+        if name == "quantize_int8":
+            settings = {"range_method": "minmax", "samples": samples, "bias_correct": False,
+                        "label_bias": "off", "mixed": "off"}  # fmt: skip
+        context = Context(
+            budget=Budget(), target=target.spec, task=make("agreement"),
+            data=Data(calibration=Arrays("noise", noise)), original=program, seed=0, rng=rng,
+            workdir=Path(), emit=lambda _: None,
+        )  # fmt: skip
+        program = step.run(program, step.config(**settings), context).program
+    return program
+
+
+def _ends_with_newline(file: Path) -> bool:
+    with file.open("rb") as f:
+        f.seek(-1, 2)
+        return f.read(1) == b"\n"
+
+
+def _append(out: Any, line: Mapping[str, Any] | Sequence[Any]) -> None:
+    out.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+    out.flush()

@@ -1,0 +1,185 @@
+"""Untrained drafts of a plan: what it costs on the target before anything dear is spent.
+
+Weights' values do not change a cost. Where a predictor knows the device, it tells which candidates
+can keep a latency; drafts of the chosen one are measured, and scale what it says next.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgebudget import planner
+from edgebudget.candidates import Candidate
+from edgebudget.events import Said
+from edgebudget.pipeline import run_steps
+from edgebudget.predictors import find
+from edgebudget.target import Predicts, TellsKernels
+from edgebudget.verify import dear_cost, file_cost
+from edgebudget_runtime.errors import InfeasibleError, TargetError
+
+if TYPE_CHECKING:
+    from edgebudget.job import Job
+    from edgebudget.plan import Plan, Step
+    from edgebudget.planner import Proposal
+    from edgebudget_runtime.budget import Limit
+    from edgebudget_runtime.cost import Cost
+
+_RUNS = 20
+_DRAFTS = 8  # how often the MACs bound is tightened
+_ROOM = 0.97  # of a limit on time that a draft may use: the proof measures again
+_BELIEVED = 1.1  # times the bound that a prediction may show before a candidate is refused
+_SHARE = 0.97  # of the MACs that would just do
+_STEEPEST = 0.2  # of a bound that the next one keeps, however little the last step saved
+
+
+@dataclass(slots=True)
+class _Known:
+    """What drafts have shown: MACs bounds, each with the worst cost over its limit."""
+
+    points: list[tuple[float, float]] = field(default_factory=list)
+    scale: float | None = None  # measured statistic over predicted time
+
+
+def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
+    """Tighten the MACs bound until an untrained draft keeps bytes, memory, latency and energy too.
+
+    `share` below 1 leaves room under limits on time, after a proof has missed one.
+
+    Raises:
+        InfeasibleError: EB404, the draft at the smallest reachable point still breaks a limit.
+    """
+    budget = job.setting.budget
+    if not {x.resource for x in budget.limits} - {"macs", "fallback_nodes"}:
+        return proposal
+    bound = budget.limit("macs") or math.inf
+    cap = min(bound, proposal.baseline.macs.value or math.inf)
+    smallest = proposal.reach.smallest
+    known = _Known()
+    for _ in range(_DRAFTS):
+        if job.setting.late:
+            job.setting.emit(Said("warning", "the time limit has passed: no draft is tried"))
+            break
+        cost = _draft_cost(job, proposal.plan, known)
+        over = _over(job, cost, share)
+        if over <= 1.0:
+            return proposal
+        known.points.append((cap, over))
+        if cap <= smallest:
+            raise InfeasibleError(
+                "EB404",
+                f"the draft at the smallest reachable point, {smallest:.4g} MACs, has "
+                f"{_shown(job, cost, share)}",
+                hint="raise the limit, or start from a smaller model",
+            )
+        cap = max(_lower(known.points), smallest)  # the smallest itself is tried before refusing
+        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} MACs"))
+        proposal = _propose(job, cap, known)
+    return proposal
+
+
+def _propose(job: Job, cap: float, known: _Known) -> Proposal:
+    """Candidates under a bound on MACs, without those that are predicted to be too slow."""
+    refuse = _refusal(job, known)
+    if refuse is not None:
+        try:
+            return planner.propose(job.setting, job.start, cap=cap, refuse=refuse)
+        except InfeasibleError as e:
+            if e.code != "EB402":
+                raise
+            said = "no candidate is predicted to fit: the nearest is measured"
+            job.setting.emit(Said("info", said))
+    return planner.propose(job.setting, job.start, cap=cap)
+
+
+def _refusal(job: Job, known: _Known) -> planner.Refuse | None:
+    """Why a candidate is too slow, as the predictor sees it; None where nothing can be told."""
+    bound = job.setting.budget.limit("latency_ms")
+    if bound is None or known.scale is None:
+        return None
+
+    def refuse(candidate: Candidate) -> str:
+        steps = (*candidate.steps, *planner.graph_steps(job.setting, job.start.program))
+        with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
+            ms = _predicted(job, _lowered(job, steps, Path(name))[1])
+        if ms is None or known.scale is None or ms * known.scale <= bound * _BELIEVED:
+            return ""
+        return f"predicted {ms * known.scale:.4g} ms, the limit is {bound:.4g} ms"
+
+    return refuse
+
+
+def _lower(points: Sequence[tuple[float, float]]) -> float:
+    """The MACs bound at which the worst cost would meet its limit.
+
+    In proportion at first; then along the line through the last two points, since a floor of time
+    or of bytes makes a cost fall more slowly than MACs do.
+    """
+    cap, over = points[-1]
+    found = cap / over
+    if len(points) > 1:
+        before, was = points[-2]
+        if was > over and before > cap:
+            found = cap - (over - 1.0) * (before - cap) / (was - over)
+    return max(found, cap * _STEEPEST) * _SHARE
+
+
+def _over(job: Job, cost: Cost, share: float) -> float:
+    """The worst of a draft's costs over its limit; unknown costs cannot be drafted."""
+    return max((over for _, _, over in _ratios(job, cost, share)), default=0.0)
+
+
+def _ratios(job: Job, cost: Cost, share: float) -> Iterator[tuple[Limit, float, float]]:
+    """Every limit beyond MACs with a draft's value, and the value over what it may use."""
+    for limit in job.setting.budget.limits:
+        value = cost.get(limit.resource).value
+        if value is None or limit.resource in ("macs", "fallback_nodes"):
+            continue
+        timed = limit.resource in ("latency_ms", "energy_mj")
+        yield limit, value, value / (limit.bound * (_ROOM * share if timed else 1.0))
+
+
+def _draft_cost(job: Job, plan: Plan, known: _Known) -> Cost:
+    """Cost of the plan's result without its training."""
+    steps = [s for s in plan.steps if s.name != "recover"]
+    with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
+        cost, file = _lowered(job, steps, Path(name))
+        budget = job.setting.budget
+        cost = dear_cost(cost, job.target, file, job.workload, budget, _RUNS)
+        measured = cost.latency_ms.value
+        if measured is not None and (ms := _predicted(job, file)):
+            known.scale = measured / ms
+    return cost
+
+
+def _lowered(job: Job, steps: Sequence[Step], folder: Path) -> tuple[Cost, Path]:
+    built = run_steps(job.setting, job.start, steps)
+    lowered = job.target.lower(built.program, folder, "draft")
+    return file_cost(lowered, built.program), lowered.file
+
+
+def _predicted(job: Job, file: Path) -> float | None:
+    """Milliseconds by the target's cost model, or a predictor of this very device; else None."""
+    if isinstance(job.target, Predicts):
+        import onnx
+
+        with suppress(TargetError):  # of another engine version: drafts are then all there is
+            return job.target.predict(onnx.load_model(str(file))).value
+        return None
+    if not isinstance(job.target, TellsKernels):
+        return None
+    found, _ = find(job.target.device())
+    return None if found is None else found.milliseconds(job.target.kernels(file))
+
+
+def _shown(job: Job, cost: Cost, share: float) -> str:
+    return ", ".join(
+        f"{x.resource} {value:.6g} (limit {x.bound:.6g}, {x.statistic})"
+        for x, value, over in _ratios(job, cost, share)
+        if over > 1.0
+    )

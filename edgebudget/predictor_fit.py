@@ -1,0 +1,197 @@
+"""Fit a latency predictor to what a calibration saw.
+
+The engine's clock adds a time to each kernel that an unprofiled run does not have; it and the floor
+of a run are what makes the sums of kernels meet the networks' own times. Regressors then see the
+corrected times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgebudget.kernels import FEATURES, Kernel, Observation, matrix
+from edgebudget.predictor import Errors, Predictor, Regressor, Trees
+from edgebudget_runtime.errors import TargetError
+
+if TYPE_CHECKING:
+    from edgebudget.workload import Array
+    from edgebudget_runtime.device_id import Device
+
+_FOLDS = 4
+_LEAST_US = 0.1  # what is left of a kernel that takes less than the clock shows
+_RIDGE = 1.0
+_POWER_LAW = 8  # kernels of a kind that a regressor of its own needs
+_BOOSTED = 60  # and that trees need
+_CLIPPED = 4.0  # median deviations beyond which a residual is a disturbed run
+_TREES: Mapping[str, Any] = {
+    "n_estimators": 50,
+    "max_depth": 3,
+    "learning_rate": 0.2,
+    "min_samples_leaf": 4,
+    "subsample": 0.7,
+    "random_state": 0,
+}
+_USUAL_US = 5.0  # shorter kernels weigh less: their error hardly shows in a network
+
+
+def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
+    """A predictor from every network's observation, with its cross-validated error.
+
+    `seen` is by unit name, "12f" and "12q": both forms of a network are left out together.
+
+    Raises:
+        TargetError: EB641, there is too little to fit.
+    """
+    if len(seen) < 2 * _FOLDS:
+        raise TargetError(
+            "EB641",
+            f"{len(seen)} networks were timed, too few to fit a predictor",
+            hint="run `edgebudget calibrate` again",
+        )
+    names = sorted(seen)
+    observations = [seen[n] for n in names]
+    numbers = np.array([int(n[:-1]) for n in names])
+    shuffled = np.random.default_rng(0).permutation(int(numbers.max()) + 1)
+    fold = shuffled[numbers] % _FOLDS
+    predicted = np.empty(len(observations))
+    for k in range(_FOLDS):
+        left_in = [o for o, f in zip(observations, fold, strict=True) if f != k]
+        floor, regressors = _fitted(left_in)
+        partial = Predictor(
+            device=device, errors=Errors(0, 0.0, 0.0, 0.0), floor_us=floor, regressors=regressors
+        )
+        for i in np.flatnonzero(fold == k):
+            predicted[i] = partial.milliseconds(observations[i].kernels)
+    actual = np.array([o.total_ms for o in observations])
+    floor, regressors = _fitted(observations)
+    return Predictor(
+        device=device,
+        errors=errors_of(predicted, actual),
+        floor_us=floor,
+        regressors=regressors,
+    )
+
+
+def errors_of(predicted: Array, actual: Array) -> Errors:
+    """How far predictions [N] are from what was measured, relatively, and in order."""
+    from scipy.stats import spearmanr
+
+    relative = np.abs(predicted - actual) / actual
+    return Errors(
+        len(actual),
+        round(float(np.median(relative)), 4),
+        round(float(np.percentile(relative, 90)), 4),
+        round(float(spearmanr(predicted, actual).statistic), 4),
+    )
+
+
+def _fitted(observations: Sequence[Observation]) -> tuple[float, dict[str, Regressor]]:
+    floor, each = _overheads(observations)
+    kernels = [k for o in observations for k in o.kernels]
+    us = np.array([u for o in observations for u in o.kernel_us])
+    us = np.maximum(us - each, _LEAST_US)
+    kinds = np.array([k.kind for k in kernels])
+    x = matrix(kernels)
+    found = {}
+    for kind in sorted(set(kinds)):
+        rows = kinds == kind
+        if rows.sum() >= _POWER_LAW:
+            found[str(kind)] = _regressor(x[rows], us[rows])
+    for name, rows in _groups(kernels).items():
+        if name not in found and rows.any():
+            found[name] = _regressor(x[rows], us[rows])
+    return floor, found
+
+
+def _groups(kernels: Sequence[Kernel]) -> dict[str, Array]:
+    """Kernels that stand in for kinds seen too rarely: by what their kinds begin with, and all."""
+    starts = {k.kind.split(".", 1)[0] for k in kernels}
+    found = {
+        s: np.array([k.kind == s or k.kind.startswith(f"{s}.") for k in kernels]) for s in starts
+    }
+    moving = np.array([k.macs == 0 for k in kernels])
+    found["*"] = moving if moving.sum() >= _POWER_LAW else np.ones(len(kernels), bool)
+    return found
+
+
+def _overheads(observations: Sequence[Observation]) -> tuple[float, float]:
+    """Microseconds of a run's floor, and that the clock adds to each kernel.
+
+    Least squares of relative errors, networks that were disturbed weighing less.
+    """
+    total = np.array([o.total_ms * 1e3 for o in observations])
+    kernels = np.array([sum(o.kernel_us) for o in observations])
+    parts = np.stack([np.ones_like(total), [-float(len(o.kernels)) for o in observations]], axis=1)
+    weight = 1.0 / total
+    for _ in range(10):
+        found = np.linalg.lstsq(parts * weight[:, None], (total - kernels) * weight, rcond=None)[0]
+        off = np.abs(kernels + parts @ found - total) / total
+        weight = 1.0 / total / np.maximum(1.0, off / 0.03)
+    return max(0.0, float(found[0])), float(found[1])
+
+
+def _regressor(x: Array, us: Array) -> Regressor:
+    y = np.log(us)
+    weight = np.clip(us / _USUAL_US, 0.1, 1.0)
+    mean, spread = x.mean(axis=0), x.std(axis=0)
+    spread[spread < 1e-9] = np.inf  # a feature that does not vary says nothing
+    z = (x - mean) / spread
+    centre = float(np.average(y, weights=weight))
+    gram = (z * weight[:, None]).T @ z + _RIDGE * np.eye(FEATURES)
+    slope = np.linalg.solve(gram, (z * weight[:, None]).T @ (y - centre)) / spread
+    intercept = float(centre - mean @ slope)
+    left = y - intercept - x @ slope
+    intercept += float(np.average(left, weights=weight))
+    trees = Trees()
+    if len(y) >= _BOOSTED:
+        trees = _boosted(x, y - intercept - x @ slope, weight)
+    return Regressor(
+        len(y),
+        intercept,
+        tuple(float(v) for v in slope),
+        float(y.min()),
+        float(y.max()),
+        trees,
+    )
+
+
+def _boosted(x: Array, left: Array, weight: Array) -> Trees:
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    limit = _CLIPPED * float(np.median(np.abs(left - np.median(left)))) + 0.05
+    left = np.clip(left, np.median(left) - limit, np.median(left) + limit)
+    model = GradientBoostingRegressor(**_TREES).fit(x, left, sample_weight=weight)
+    roots: list[int] = []
+    feature: list[int] = []
+    children: list[tuple[int, int]] = []
+    threshold: list[float] = []
+    value: list[float] = []
+    start = float(model.init_.constant_.item())  # the first tree carries it
+    for (estimator,) in model.estimators_:
+        tree, base = estimator.tree_, len(feature)
+        roots.append(base)
+        for i in range(tree.node_count):
+            inner = tree.children_left[i] >= 0
+            feature.append(int(tree.feature[i]) if inner else -1)
+            threshold.append(_short(tree.threshold[i]) if inner else 0.0)
+            left_right = (base + int(tree.children_left[i]), base + int(tree.children_right[i]))
+            children.append(left_right if inner else (0, 0))
+            leaf = model.learning_rate * float(tree.value[i].item()) + start
+            value.append(0.0 if inner else _short(leaf))
+        start = 0.0
+    return Trees(
+        tuple(roots),
+        tuple(feature),
+        tuple(threshold),
+        tuple(x for x, _ in children),
+        tuple(x for _, x in children),
+        tuple(value),
+    )
+
+
+def _short(value: float) -> float:
+    """Enough digits, and files that are a third of the size."""
+    return float(f"{value:.4g}")
