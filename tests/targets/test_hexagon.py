@@ -52,6 +52,7 @@ def test_a_refused_operator_is_listed_with_its_neighbours_and_the_reason(erf_fil
     assert [n.op for n in fallback] == ["DequantizeLinear", "Erf", "QuantizeLinear"]
     assert fallback[1].name == "extra"
     assert all("`Erf` are not supported" in n.why and "`extra`" in n.why for n in fallback)
+    assert "Gelu" in fallback[1].why  # what to use instead
 
 
 def test_emulator_agrees_with_the_cpu_within_one_output_step(qdq_file: Path, batch: Array) -> None:
