@@ -145,6 +145,10 @@ def _kind(node: onnx.NodeProto, known: Tensors, fixed: set[str]) -> str:
         return "conv1" if math.prod(weight[2:]) == 1 else "conv"
     if op in ("Gemm", "MatMul"):
         return "linear" if node.input[1] in fixed else "product"
+    if op == "Resize" and attributes(node).get("mode", b"nearest") != b"nearest":
+        return "smooth-Resize"
+    if op in _POOLS and known.need(node.input[0], node).shape[1] <= _PLANES:
+        return "plane-pool"
     for names, kind in _KINDS:
         if op in names:
             return kind
