@@ -1,11 +1,12 @@
 """Fit the Hexagon cost model on the vendor compiler's estimates, and try it on whole networks.
 
-Resumable: estimates are kept in `build/hexagon_cost/`, by engine version and suite. Writes
+Resumable: estimates are kept in `build/hexagon_cost/`, by engine version, SoC and network. Writes
 `targets/edgebudget_targets/hexagon_cost.json`; the held-out networks are in no fit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import sys
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if not state.ok:
         sys.stderr.write(f"skipped: {state.why}; {state.install}\n")
         return 0
-    kept = ROOT / "build" / "hexagon_cost" / f"{state.version}-suite{SUITE}.jsonl"
+    kept = ROOT / "build" / "hexagon_cost" / f"{state.version}.jsonl"
     rows = {name: features(net.model()) for name, net in networks()}
     fits: dict[str, Fit] = {}
     for soc, target in targets.items():
@@ -76,17 +77,20 @@ def _estimates(
     """The compiler's estimate of each network with its default settings, in us."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     lines = kept.read_text().splitlines() if kept.exists() else []
-    known = {(r["soc"], r["name"]): r["us"] for r in map(json.loads, lines)}
+    known = {(r["soc"], r["digest"]): r["us"] for r in map(json.loads, lines)}
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, kept.open("a", encoding="utf-8") as log:
         file = Path(folder) / "network.onnx"
         for name, net in nets:
-            if (soc, name) not in known:
-                file.write_bytes(net.model().SerializeToString())
-                known[soc, name] = target.emulator.estimate(file)["us"]
-                log.write(json.dumps({"soc": soc, "name": name, "us": known[soc, name]}) + "\n")
+            content = net.model().SerializeToString(deterministic=True)
+            digest = hashlib.sha256(content).hexdigest()
+            if (soc, digest) not in known:
+                file.write_bytes(content)
+                us = known[soc, digest] = target.emulator.estimate(file)["us"]
+                row = {"soc": soc, "name": name, "digest": digest, "us": us}
+                log.write(json.dumps(row) + "\n")
                 log.flush()
-            found[name] = known[soc, name]
+            found[name] = known[soc, digest]
     return found
 
 
@@ -96,9 +100,9 @@ def _whole() -> Iterator[tuple[str, Micro]]:
                         (1.0, 128), (1.0, 96), (0.5, 160)):  # fmt: skip
         yield f"mobilenet-v2 {width} at {size}", _mobilenet(width, size)
     for depth, width in ((20, 16), (56, 16), (20, 32), (20, 8)):
-        yield f"resnet-{depth} width {width} at 32", _resnet(depth, width)
+        yield f"resnet-{depth} width {width} at 32, shortcuts", _resnet(depth, width)
     for width, size in ((64, 224), (32, 224), (64, 112)):
-        yield f"resnet-18 width {width} at {size}", _resnet18(width, size)
+        yield f"resnet-18 width {width} at {size}, shortcuts", _resnet18(width, size)
 
 
 def _mobilenet(width: float, size: int) -> Micro:
@@ -137,10 +141,15 @@ def _resnet18(width: int, size: int) -> Micro:
 
 
 def _basic(net: Micro, out: int, stride: int) -> None:
-    start, same = net.x, stride == 1 and net.c == out
+    start = (net.x, net.c, net.h, net.w)
     net.conv(out, 3, stride).conv(out)
-    if same:
-        net.add(start)
+    inside = net.x, net.c, net.h, net.w
+    net.x, net.c, net.h, net.w = start
+    if stride == 2:
+        net.halve(out)
+    side = net.x
+    net.x, net.c, net.h, net.w = inside
+    net.add(side)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,18 @@ from edgebudget import target_registry
 from edgebudget.events import Emit, Finished, Said, Started, ignore
 from edgebudget_runtime import codec
 from edgebudget_runtime.cost import UNKNOWN, Cost, Figure
-from edgebudget_runtime.errors import EdgeBudgetError, UnsupportedError, UsageError
+from edgebudget_runtime.errors import (
+    ArtifactError,
+    EdgeBudgetError,
+    UnsupportedError,
+    UsageError,
+)
 from edgebudget_runtime.quality import Quality
 
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "edgebudget.compare_worker")
 LIMIT_S = 1800.0
+# Errors about the model or its data: what is wrong there is wrong on every target.
+_OF_THE_MODEL = ("EB10", "EB11", "EB13", "EB15", "EB16", "EB25", "EB53", "EB54")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +157,9 @@ def _in_process(settings: Mapping[str, Any], limit_s: float) -> tuple[Row, Cost 
         result = json.loads(file.read_text(encoding="utf-8"))
     if "error" in result:
         error = result["error"]
-        if error["code"].startswith(("EB1", "EB25", "EB5")):  # of the model: true on every target
-            raise UsageError(error["code"], error["what"], hint=error["hint"])
+        if error["code"].startswith(_OF_THE_MODEL):
+            kind = ArtifactError if error["code"].startswith("EB5") else UsageError
+            raise kind(error["code"], error["what"], hint=error["hint"])
         return _with(failed, f"[{error['code']}] {error['what']}", error["hint"]), None
     row: Row = codec.decode(Row, result["row"])
     original: Cost = codec.decode(Cost, result["original"])

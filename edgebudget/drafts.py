@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +19,9 @@ from edgebudget.candidates import Candidate
 from edgebudget.events import Said
 from edgebudget.pipeline import run_steps
 from edgebudget.predictors import find
-from edgebudget.target import TellsKernels
+from edgebudget.target import Predicts, TellsKernels
 from edgebudget.verify import dear_cost, file_cost
-from edgebudget_runtime.errors import InfeasibleError
+from edgebudget_runtime.errors import InfeasibleError, TargetError
 
 if TYPE_CHECKING:
     from edgebudget.job import Job
@@ -181,7 +182,13 @@ def _lowered(job: Job, steps: Sequence[Step], folder: Path) -> tuple[Cost, Path]
 
 
 def _predicted(job: Job, file: Path) -> float | None:
-    """Milliseconds by a predictor of this very device and engine; None without one."""
+    """Milliseconds by the target's cost model, or a predictor of this very device; else None."""
+    if isinstance(job.target, Predicts):
+        import onnx
+
+        with suppress(TargetError):  # of another engine version: drafts are then all there is
+            return job.target.predict(onnx.load_model(str(file))).value
+        return None
     if not isinstance(job.target, TellsKernels):
         return None
     found, _ = find(job.target.device())

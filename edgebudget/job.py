@@ -64,6 +64,7 @@ def prepare(
     content = {
         "versions": versions(),
         "model": workload.digest,
+        "inputs": [[x.name, list(x.shape), x.dtype] for x in workload.program.inputs],
         "data": {k: None if d is None else d.digest() for k, d in sets.items()},
         "task": workload.task.metric,
         "target": dataclasses.asdict(spec),

@@ -94,7 +94,8 @@ def anatomy(
         if modelled is not None:
             try:
                 told = modelled.layer_ms(model)
-                said, how, roof = "modelled", modelled.layers_how(), modelled.roof()
+                said, roof = "modelled", modelled.roof()
+                how = f"{modelled.layers_how()}; what the graph itself takes is left out"
             except EdgeBudgetError:  # the model is of another version, or knows not every kernel
                 modelled, told = None, {}
             found += [_timed(x, told.get(x.name)) for x in loads]

@@ -152,6 +152,15 @@ class TellsEnergy(Protocol):
 
 
 @runtime_checkable
+class Predicts(Protocol):
+    """A target with a cost model of its own, which the planner ranks candidates by."""
+
+    def predict(self, model: onnx.ModelProto) -> Figure:
+        """Modelled latency in ms of a graph, float or quantized, with its error; or unknown."""
+        ...
+
+
+@runtime_checkable
 class TellsKernels(Protocol):
     """A target whose engine tells which kernels it runs, so that they can be timed and predicted.
 
@@ -181,12 +190,3 @@ class TellsKernels(Protocol):
 
 class CalibratedTarget(Target, TellsKernels, Protocol):
     """A target that can be calibrated."""
-
-
-@runtime_checkable
-class Predicts(Protocol):
-    """A target with a cost model of its own, which the planner ranks candidates by."""
-
-    def predict(self, model: onnx.ModelProto) -> Figure:
-        """Modelled latency in ms of a graph, float or quantized, with its error; or unknown."""
-        ...

@@ -11,11 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import onnx
+from onnx import numpy_helper
 
 from edgebudget.onnx_contrib import attributes
 from edgebudget.onnx_shapes import Tensors, constants, infer, inlined
+
+if TYPE_CHECKING:
+    from edgebudget.workload import Array
 
 _FREE = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "Constant", "Identity", "Relu", "Clip", "Cast",
@@ -56,12 +62,17 @@ def kernels(model: onnx.ModelProto) -> tuple[Kernel, ...]:
     model = inlined(model)
     known = infer(model)
     fixed = set(dict(constants(model.graph)))
+    small = {
+        w.name: numpy_helper.to_array(w)
+        for w in model.graph.initializer
+        if w.data_type == onnx.TensorProto.INT64
+    }
     found = []
     for node in model.graph.node:
         if all(i in fixed for i in node.input if i):
             fixed.update(node.output)  # a weight being prepared
         elif node.op_type not in _FREE:
-            found.append(_kernel(node, known, fixed))
+            found.append(_kernel(node, known, fixed, small))
     return tuple(found)
 
 
@@ -83,7 +94,9 @@ def features(model: onnx.ModelProto) -> Features:
     return total
 
 
-def _kernel(node: onnx.NodeProto, known: Tensors, fixed: set[str]) -> Kernel:
+def _kernel(
+    node: onnx.NodeProto, known: Tensors, fixed: set[str], small: Mapping[str, Array]
+) -> Kernel:
     out = known.need(node.output[0], node).shape
     ins = [known.need(i, node).shape for i in node.input if i and i not in fixed]
     kind = _kind(node, known, fixed)
@@ -105,7 +118,20 @@ def _kernel(node: onnx.NodeProto, known: Tensors, fixed: set[str]) -> Kernel:
         blocks = _blocks(ins[0][-1]) * _blocks(out[-1])
         found[f"{kind}_blocks"] = blocks
         found[f"{kind}_work"] = blocks * _blocks(math.prod(out[:-1]))
+    elif _shifts(node, ins, small):
+        found[f"{kind}_shifted"] = 1.0
     return Kernel(node.name or node.output[0], node.op_type, kind, found)
+
+
+def _shifts(node: onnx.NodeProto, ins: Sequence[Sequence[int]], small: Mapping[str, Array]) -> bool:
+    """Whether channels move to another place in their block of 32, which is a dear shuffle."""
+    starts: list[int] = []
+    if node.op_type == "Pad" and len(node.input) > 1 and node.input[1] in small:
+        pads = small[node.input[1]].tolist()
+        starts = [int(pads[1])] if len(pads) >= 4 else []
+    elif node.op_type == "Concat" and len(ins[0]) == 4 and attributes(node).get("axis") == 1:
+        starts = list(accumulate(shape[1] for shape in ins[:-1]))
+    return any(start % _BLOCK for start in starts)
 
 
 def _kind(node: onnx.NodeProto, known: Tensors, fixed: set[str]) -> str:
@@ -119,6 +145,10 @@ def _kind(node: onnx.NodeProto, known: Tensors, fixed: set[str]) -> str:
         return "conv1" if math.prod(weight[2:]) == 1 else "conv"
     if op in ("Gemm", "MatMul"):
         return "linear" if node.input[1] in fixed else "product"
+    if op == "Resize" and attributes(node).get("mode", b"nearest") != b"nearest":
+        return "smooth-Resize"
+    if op in _POOLS and known.need(node.input[0], node).shape[1] <= _PLANES:
+        return "plane-pool"
     for names, kind in _KINDS:
         if op in names:
             return kind

@@ -73,21 +73,21 @@ def check(model: onnx.ModelProto, spec: TargetSpec) -> None:
     """Refuse what the compiler for this SoC is known to fail on, before it is asked.
 
     Raises:
-        UnsupportedError: EB246, an operator or the operator set, with what to change.
+        UnsupportedError: EB248, an operator or the operator set, with what to change.
     """
     limits = generation(spec.options["arch"])
     found = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     low, high = limits.opset
     if not low <= found <= high:
         raise UnsupportedError(
-            "EB246",
+            "EB248",
             f"operator set {found} is not one that {spec.device} is known to take ({low} to "
             f"{high})",
             hint=f"export the model with operator set {high if found > high else max(low, 20)}",
         )
     for name, op in culprits(model, spec):
         raise UnsupportedError(
-            "EB246",
+            "EB248",
             f"the compiler for {spec.device} fails on operator {op} (node {name!r})",
             hint=instead(op),
         )

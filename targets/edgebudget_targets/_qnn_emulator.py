@@ -106,14 +106,13 @@ class Emulator:
     ) -> None:
         """Write the compiled form of `file`, checked by loading it in a fresh process.
 
-        `socs` (number -> generation) puts several SoCs into one file, which the emulator cannot
-        load: it holds no code for a PC. The engine puts the model's path into the context: a fixed
-        name keeps the bytes equal.
+        `socs` (number -> generation) puts several SoCs into one file (without knobs), which the
+        emulator cannot load: it holds no code for a PC. The engine puts the model's path into the
+        context: a fixed name keeps the bytes equal.
         """
         chosen = checked_knobs(knobs or {})
         if socs:
-            most = {k: ",".join([v] * len(socs)) for k, v in chosen.items()}
-            chosen = {"soc_model": ",".join(socs), "htp_arch": ",".join(socs.values()), **most}
+            chosen |= {"soc_model": ",".join(socs), "htp_arch": ",".join(socs.values())}
         with tempfile.TemporaryDirectory(prefix="edgebudget-npu-") as temp:
             folder = Path(temp)
             (folder / "model.onnx").write_bytes(read_segment(file).SerializeToString())

@@ -50,7 +50,7 @@ class SeveralSocs:
         each SoC alone, made by the same compiler from the same graph, which is not kept.
 
         Raises:
-            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB, EB246
+            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB, EB248
                 one SoC's compiler is known to fail on an operator.
         """
         if program.stage == "graph":

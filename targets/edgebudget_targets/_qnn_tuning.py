@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgebudget_runtime.errors import TargetError
 from edgebudget_targets._hexagon_limits import knobs
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def tune(emulator: Emulator, file: Path) -> Tuned:
     """Try every value of one setting after the other, keeping the best of each.
 
     Raises:
-        TargetError: as `Emulator.estimate`.
+        TargetError: as `Emulator.estimate` with the compiler's own defaults.
     """
     best = emulator.estimate(file)
     if not best:
@@ -46,8 +48,10 @@ def tune(emulator: Emulator, file: Path) -> Tuned:
         kept = chosen
         for value in values:
             trial = {**kept, name: value}
-            found = emulator.estimate(file, trial)
             tried += 1
+            found = dict[str, float]()
+            with suppress(TargetError):  # a setting that this graph does not fit is no choice
+                found = emulator.estimate(file, trial)
             if found and (found["us"], found["cycles"]) < (best["us"], best["cycles"]):
                 best, chosen = found, trial
     return Tuned(best, chosen, default_us, tried)

@@ -11,6 +11,7 @@ import hashlib
 import platform
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -20,7 +21,14 @@ from typing import TYPE_CHECKING
 from edgebudget.cpu_features import cpu_features
 from edgebudget.layer_loads import Roof
 from edgebudget.session import CpuSession
-from edgebudget.target import Availability, Executor, Lowered, Placement, TargetSpec
+from edgebudget.target import (
+    Availability,
+    Executor,
+    Lowered,
+    NodePlacement,
+    Placement,
+    TargetSpec,
+)
 from edgebudget_runtime.cost import Evidence, Figure
 from edgebudget_runtime.errors import TargetError, UnsupportedError
 from edgebudget_targets import _hexagon_limits
@@ -66,7 +74,7 @@ class HexagonTarget:
         estimates to be fastest, and was loaded once more in a fresh emulator.
 
         Raises:
-            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB, EB246
+            UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB, EB248
                 the SoC's compiler is known to fail on an operator.
         """
         if program.stage == "graph":
@@ -108,7 +116,7 @@ class HexagonTarget:
                 EB612 it refuses the graph, EB613 it failed.
         """
         self._require()
-        return Placement(self.emulator.place(file), "npu")
+        return Placement(tuple(map(_advised, self.emulator.place(file))), "npu")
 
     def latency(
         self,
@@ -273,6 +281,14 @@ class _Emulated:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self._emulator.run(self._file, inputs)
+
+
+def _advised(node: NodePlacement) -> NodePlacement:
+    """With what to use instead of an operator that the NPU does not have, where that is known."""
+    limits = _hexagon_limits.generation("")
+    if node.processor == "npu" or node.op not in limits.on_cpu | limits.on_cpu_uint16:
+        return node
+    return replace(node, why=f"{node.why}; {_hexagon_limits.instead(node.op)}")
 
 
 def _version() -> str:

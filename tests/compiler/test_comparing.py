@@ -57,6 +57,21 @@ def test_costs_need_no_data(file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "| cpu | 13.82 kMACs |" in out.read_text()
 
 
+def test_another_input_size_is_not_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "cache"))
+    macs = [
+        compare("cifar10-resnet20", ["cpu"], quick=True, input_shape=(1, 3, side, side))
+        .rows[0]
+        .cost.macs
+        for side in (16, 32)
+    ]
+    assert macs[0].value is not None
+    assert macs[1].value is not None
+    assert macs[1].value > 3 * macs[0].value
+
+
 def test_without_data_quality_is_refused_once_not_per_target(file: Path) -> None:
     with pytest.raises(UsageError, match="EB130"):
         compare(str(file), ["cpu"])

@@ -52,6 +52,7 @@ def test_a_refused_operator_is_listed_with_its_neighbours_and_the_reason(erf_fil
     assert [n.op for n in fallback] == ["DequantizeLinear", "Erf", "QuantizeLinear"]
     assert fallback[1].name == "extra"
     assert all("`Erf` are not supported" in n.why and "`extra`" in n.why for n in fallback)
+    assert "Gelu" in fallback[1].why  # what to use instead
 
 
 def test_emulator_agrees_with_the_cpu_within_one_output_step(qdq_file: Path, batch: Array) -> None:
@@ -93,7 +94,7 @@ def test_a_fatal_operator_is_an_error_that_names_it(prelu16_file: Path, tmp_path
     with pytest.raises(TargetError, match=r"EB612.*SM8650") as caught:  # the engine's own word
         target.placement(prelu16_file)
     assert "PRelu" in caught.value.hint
-    with pytest.raises(UnsupportedError, match=r"EB246.*PRelu.*prelu") as known:
+    with pytest.raises(UnsupportedError, match=r"EB248.*PRelu.*prelu") as known:
         target.lower(Program("graph", onnx.load(prelu16_file), (), ()), tmp_path, "main")
     assert "LeakyRelu" in known.value.hint
     assert list(tmp_path.iterdir()) == []

@@ -101,12 +101,12 @@ def test_no_operator_of_an_old_generation_is_handed_to_its_compiler() -> None:
                               [x, i], [y])  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     old = target_registry.get("npu:hexagon/snapdragon-888").spec
-    with pytest.raises(UnsupportedError, match=r"EB246.*SM8350.*Gather.*pick") as caught:
+    with pytest.raises(UnsupportedError, match=r"EB248.*SM8350.*Gather.*pick") as caught:
         _hexagon_limits.check(model, old)
     assert "Slice" in caught.value.hint
     _hexagon_limits.check(model, target_registry.get("npu").spec)
     model.opset_import[0].version = 12
-    with pytest.raises(UnsupportedError, match=r"EB246.*operator set 12"):
+    with pytest.raises(UnsupportedError, match=r"EB248.*operator set 12"):
         _hexagon_limits.check(model, target_registry.get("npu").spec)
 
 
