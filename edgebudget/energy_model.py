@@ -245,7 +245,7 @@ class Technology:
     source: str
     year: int
     checked: bool  # against the source's own table
-    error: float  # relative
+    error: float  # relative, assumed
     mac_pj: Mapping[str, float]
     byte_pj: Mapping[str, tuple[float, ...]]  # the low and the high end
 
@@ -264,8 +264,8 @@ class Technology:
         return Figure(
             value=value,
             evidence="modelled",
-            how=f"{self.name} constants of {self.source}, {static}; within a factor of "
-            f"{1 + self.error:g}, not calibrated",
+            how=f"{self.name} constants of {self.source}, {static}; not calibrated, an error of a "
+            f"factor of {1 + self.error:g} is assumed",
             spread=value * self.error,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgebudget import profile_notes
 from edgebudget_runtime import codec
 from edgebudget_runtime.cost import UNKNOWN, Figure
 from edgebudget_runtime.device_id import Device
@@ -60,7 +61,7 @@ class Collected:
             raise self.error or TargetError(
                 "EB644", f"{where} told no time", hint="try again; see --help for what it takes"
             )
-        notes = list(self.notes)
+        notes = [*self.notes, *profile_notes.notes(self.paths, self.conditions, self.device.cores)]
         if self.error is not None:
             notes.append(f"partial, {where} stopped early: {self.error.what}")
         return Profile(

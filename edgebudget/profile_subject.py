@@ -22,8 +22,12 @@ from edgebudget_runtime.errors import TargetError, UsageError
 if TYPE_CHECKING:
     from edgebudget.target import Target, TargetSpec
 
-# Engines of targets that the runtime itself can run, and ONNX Runtime's name of each.
-PROVIDERS = {"onnxruntime-cpu": engine.CPU, "onnxruntime-webgpu": "WebGpuExecutionProvider"}
+# Engines of targets that the runtime itself can run, and the provider it asks for.
+PROVIDERS = {
+    "onnxruntime-cpu": engine.CPU,
+    "onnxruntime-webgpu": "WebGpuExecutionProvider",
+    "executorch-xnnpack": engine.CPU,  # its files say that ExecuTorch opens them
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from edgebudget.devices.lines import Program
 from edgebudget.devices.local import Local
 from edgebudget.profile_collect import collect
 from edgebudget.profile_layers import layer_times
+from edgebudget.profile_notes import notes
 from edgebudget_runtime import engine, profile
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import here
@@ -61,7 +62,7 @@ def test_a_device_lost_half_way_leaves_what_came_and_says_so() -> None:
         assert found.error.code == "EB643"
         made = found.profile("ab" * 32, "ssh://phone", "cpu", ())
         assert made.detail is not None
-        assert "partial" in made.detail.notes[0]
+        assert "partial" in made.detail.notes[-1]
 
 
 def test_a_device_that_told_no_time_gives_no_profile() -> None:
@@ -71,6 +72,21 @@ def test_a_device_that_told_no_time_gives_no_profile() -> None:
     assert caught.value.exit_code == 5
     with pytest.raises(TargetError, match="EB643"):
         collect([]).profile("ab" * 32, "x", "cpu", ())
+
+
+def test_what_makes_times_doubtful_is_said() -> None:
+    def figures(**values: float) -> dict[str, Figure]:
+        return {k: Figure(value=v, evidence="measured") for k, v in values.items()}
+
+    calm = figures(throttle_events_before=3, throttle_events_after=3, load_before=1.9)
+    steady = {"main": [1.0, 1.1] * 20, "short": [1.0, 9.0]}
+    assert list(notes(steady, calm, 2)) == []
+    assert list(notes(steady, {"load_before": Figure(value=None, evidence="unknown")}, 2)) == []
+    hot = figures(throttle_events_before=3, throttle_events_after=8, load_before=4.5)
+    throttled, busy, slower = notes({"main": [1.0] * 20 + [1.5] * 20}, hot, 2)
+    assert "throttled 5 times" in throttled
+    assert "load 4.5 on 2 cores" in busy
+    assert "main became 50% slower" in slower
 
 
 @pytest.mark.parametrize(

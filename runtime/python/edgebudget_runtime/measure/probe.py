@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -102,13 +102,16 @@ def _layers(job: Job, folder: Path, manifest: Manifest, timed: Paths, tell: Tell
                 paths.run(id)
         for segment in dict.fromkeys(s for path in paths.paths.values() for s in path):
             session, _ = sessions.get(segment)
+            if not hasattr(session, "end_profiling"):
+                tell("note", text=f"{segment}: its engine does not time single nodes")
+                continue
             kernels = layers.read(Path(session.end_profiling()))
             tell("layers", segment=segment, kernels=[asdict(k) for k in kernels])
         sessions.close()
 
 
 def _energy(job: Job, paths: Paths, tell: Tell) -> None:
-    counter, why = _counter(job)
+    counter, why = find_counter(job.family, job.counters)
     if counter is None:
         tell("idle", figure=_plain(conditions.unknown(why)))
         return
@@ -124,25 +127,28 @@ def _energy(job: Job, paths: Paths, tell: Tell) -> None:
         counter.stop()
 
 
-def _counter(job: Job) -> tuple[Counter | None, str]:
-    """The first counter that works for this kind of processor, or None and why none does."""
+def find_counter(family: str, further: Sequence[str] = ()) -> tuple[Counter | None, str]:
+    """The first counter that works for this kind of processor, or None and why none does.
+
+    `further` are tried first: "module:function", which takes the kind and answers as this does.
+    """
     reasons: list[str] = []
-    for place in job.counters:
+    for place in further:
         module, _, function = place.partition(":")
         try:
-            found, why = getattr(importlib.import_module(module), function)(job.family)
+            found, why = getattr(importlib.import_module(module), function)(family)
         except Exception as e:  # another library's, on hardware that may not be there
             found, why = None, f"{place}: {engine.first_line(e)}"
         if found is not None:
             return found, ""
         reasons.append(why)
-    if job.family == "cpu":
+    if family == "cpu":
         for find in (rapl.find, battery.find):
             counter, why = find()
             if counter is not None:
                 return counter, ""
             reasons.append(why)
-    return None, "; ".join(r for r in reasons if r) or f"no energy counter for a {job.family}"
+    return None, "; ".join(r for r in reasons if r) or f"no energy counter for a {family}"
 
 
 def _state(tell: Tell, when: str) -> None:
