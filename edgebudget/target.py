@@ -31,6 +31,16 @@ class TargetSpec:
     max_fallback: int | None  # default limit on nodes outside the processor; None: no limit
     options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
 
+    @property
+    def integers(self) -> bool:
+        """Whether the target computes with integers; else quantizing costs quality for nothing."""
+        return not self.activation_dtypes[0].startswith("float")
+
+    @property
+    def measures_latency(self) -> bool:
+        """Whether the target's device is here to be timed."""
+        return self.family == "cpu" or self.options.get("latency") == "measured"
+
 
 @dataclass(frozen=True, slots=True)
 class Availability:
@@ -48,7 +58,7 @@ class NodePlacement:
 
     name: str
     op: str
-    processor: str  # "npu", "cpu"
+    processor: str  # "npu", "gpu", "cpu"
     why: str = ""
 
 

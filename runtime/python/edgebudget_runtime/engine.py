@@ -17,7 +17,10 @@ from edgebudget_runtime.inputs import Array
 CPU = "CPUExecutionProvider"
 VERSION: str = ort.__version__
 # Providers that come as a package of their own, to be registered before use.
-_PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
+_PLUGINS = {
+    "QNNExecutionProvider": "onnxruntime_qnn",
+    "WebGpuExecutionProvider": "onnxruntime_ep_webgpu",
+}
 _registering = Lock()
 
 
@@ -142,7 +145,8 @@ def _plugin(name: str) -> tuple[Any, dict[str, str]]:
     found = _devices(name)
     if not found:
         raise UsageError("EB175", f"the provider {name} finds no device here", hint="use the CPU")
-    return found[0], {"backend_path": plugin.get_qnn_htp_path()}
+    is_qnn = package == "onnxruntime_qnn"
+    return found[0], {"backend_path": plugin.get_qnn_htp_path()} if is_qnn else {}
 
 
 def _devices(name: str) -> list[Any]:
