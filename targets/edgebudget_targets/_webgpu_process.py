@@ -225,7 +225,9 @@ def _remedy(what: str) -> str:
         return f'pip install --upgrade onnxruntime "{_PACKAGE}>=0.4"'
     if "no WebGPU device" in what:
         return "run it on a machine with a GPU"
-    return "install the GPU's Vulkan driver (NVIDIA's also needs libX11 and libGL, display or not)"
+    if "No supported adapters" in what:
+        return "install the GPU's Vulkan driver (NVIDIA's also needs libX11 and libGL)"
+    return f"update the GPU's driver and {_PACKAGE}"
 
 
 def _loads(library: str) -> bool:

@@ -80,15 +80,15 @@ def _probe() -> Settings:
 
 def _device() -> Any:
     """The plug-in's device; None where the provider is built into this ONNX Runtime."""
+    known = [d for d in ort.get_ep_devices() if d.ep_name == _PROVIDER]
+    if known:  # asked first: once registered, a plug-in is listed among the built-in providers
+        return known[0]
     if _PROVIDER in ort.get_available_providers():
         return None
     import onnxruntime_ep_webgpu
 
+    ort.register_execution_provider_library(_PROVIDER, onnxruntime_ep_webgpu.get_library_path())
     known = [d for d in ort.get_ep_devices() if d.ep_name == _PROVIDER]
-    if not known:
-        library = onnxruntime_ep_webgpu.get_library_path()
-        ort.register_execution_provider_library(_PROVIDER, library)
-        known = [d for d in ort.get_ep_devices() if d.ep_name == _PROVIDER]
     if not known:
         raise RuntimeError("no WebGPU device")
     return known[0]
