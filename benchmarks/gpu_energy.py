@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ def main(arguments: list[str]) -> int:
         if why := _missing():
             sys.stderr.write(f"skipped: {why}\n")
             return 0
-        raw = measure(options.networks or list(NETWORKS), options.seconds)
+        with tempfile.TemporaryDirectory(prefix="edgebudget-") as temp:
+            folder = options.work or Path(temp)
+            raw = measure(options.networks or list(NETWORKS), options.seconds, folder)
     if options.measure:
         options.measure.write_text(json.dumps(raw))
         return 0
@@ -51,7 +55,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each loop")
     parser.add_argument("--measure", type=Path, help="write raw samples here, fit nothing")
     parser.add_argument("--samples", type=Path, help="fit these raw samples, measure nothing")
-    parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS])
+    parser.add_argument("--work", type=Path, help="keep networks and samples in this folder")
+    parser.add_argument("networks", nargs="*", metavar="NETWORK")
     return parser.parse_args(arguments)
 
 
@@ -66,30 +71,37 @@ def _missing() -> str:
     return ""
 
 
-def measure(networks: list[str], seconds: float) -> dict[str, Any]:
-    """Build the networks, each in a process of its own, and run all files in another."""
-    with tempfile.TemporaryDirectory(prefix="edgebudget-") as temp:
-        module = "from benchmarks.gpu_energy import build_into; build_into"
-        builders = [
-            subprocess.Popen([sys.executable, "-c", f"{module}({n!r}, {temp!r})"], cwd=ROOT)
-            for n in networks
-        ]
-        if any(b.wait() for b in builders):
-            raise SystemExit("a network could not be built")
-        folder = Path(temp)
-        variants = [v for n in networks for v in json.loads((folder / f"{n}.json").read_text())]
-        (folder / "variants.json").write_text(json.dumps(variants))
-        command = [sys.executable, "-m", "benchmarks._gpu_loops", temp, str(seconds)]
-        done = subprocess.run(command, cwd=ROOT, check=False)
-        if not (folder / "loops.json").is_file():
-            raise SystemExit(f"nothing was measured (exit {done.returncode})")
-        raw: dict[str, Any] = json.loads((folder / "loops.json").read_text())
+def measure(networks: list[str], seconds: float, folder: Path) -> dict[str, Any]:
+    """Build the networks that `folder` lacks, each in its own process, and run all files."""
+    lacking = [n for n in networks if not (folder / f"{n}.json").is_file()]
+    threads = max(
+        1, (os.cpu_count() or 1) // max(1, len(lacking))
+    )  # more would wait for each other
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    module = "from benchmarks.gpu_energy import build_into; build_into"
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"{module}({n!r}, {str(folder)!r})"], cwd=ROOT, env=environment
+        )
+        for n in lacking
+    ]
+    if any([b.wait() for b in builders]):
+        raise SystemExit("a network could not be built")
+    variants = [v for n in networks for v in json.loads((folder / f"{n}.json").read_text())]
+    (folder / "variants.json").write_text(json.dumps(variants))
+    command = [sys.executable, "-m", "benchmarks._gpu_loops", str(folder), str(seconds)]
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if not (folder / "loops.json").is_file():
+        raise SystemExit(f"nothing was measured (exit {done.returncode})")
+    raw: dict[str, Any] = json.loads((folder / "loops.json").read_text())
     return {**raw, "machine": machine()}
 
 
 def build_into(network: str, folder: str) -> None:
     """Write all files of one network and what they do."""
+    began = time.monotonic()
     variants = [v.as_dict() for v in build(network, Path(folder))]
+    sys.stderr.write(f"{network}: built in {time.monotonic() - began:.0f} s\n")
     (Path(folder) / f"{network}.json").write_text(json.dumps(variants))
 
 

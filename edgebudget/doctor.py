@@ -11,7 +11,9 @@ from typing import TypedDict
 
 from edgebudget import target_registry
 from edgebudget.cpu_features import cpu_features
+from edgebudget.energy import LOCAL_COUNTERS
 from edgebudget_runtime.errors import EdgeBudgetError
+from edgebudget_runtime.measure.probe import find_counter
 
 _COMPILE = 'pip install "edgebudget[compile]"'
 # Distribution -> how to get it; the engines are asked through their targets.
@@ -31,7 +33,7 @@ _DISK_BYTES = 2 * 10**9  # a compile of the largest built-in model with its chec
 class Finding(TypedDict):
     """One line of the diagnosis; `ok` is None where a thing is optional and absent."""
 
-    kind: str  # "machine", "library", "engine"
+    kind: str  # "machine", "library", "engine", "energy"
     name: str
     ok: bool | None
     version: str
@@ -41,7 +43,7 @@ class Finding(TypedDict):
 
 def diagnose() -> list[Finding]:
     """Look at the machine, the libraries and every engine; imports neither torch nor onnx."""
-    return [*_machine(), *map(_library, _LIBRARIES), *_engines()]
+    return [*_machine(), *map(_library, _LIBRARIES), *_engines(), *_energy()]
 
 
 def _finding(
@@ -90,3 +92,13 @@ def _engines() -> list[Finding]:
         install = "" if state.ok else state.install
         found[engine] = _finding("engine", engine, state.ok, state.version, state.why, install)
     return list(found.values())
+
+
+def _energy() -> list[Finding]:
+    """What this machine tells of its energy, without which that of an inference is unknown."""
+    found = []
+    for family in ("cpu", "gpu"):
+        counter, why = find_counter(family, LOCAL_COUNTERS)
+        name = "" if counter is None else counter.name
+        found.append(_finding("energy", family, None if counter is None else True, name, why))
+    return found

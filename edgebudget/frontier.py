@@ -7,7 +7,7 @@ where an input is easy, with means.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgebudget_runtime.cost import UNKNOWN, Cost, Figure
 from edgebudget_runtime.manifest import Candidate, Manifest, Quality
@@ -27,6 +27,7 @@ class Way:
     quality: Quality | None
     shares: Mapping[str, float]  # of an operating point: where inputs ended
     certified: str = ""
+    p99_ms: Figure = UNKNOWN  # of a sub-network that `profile` ran often enough
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for `--json`."""
@@ -35,6 +36,7 @@ class Way:
             for k, f in (
                 ("macs", self.macs),
                 ("latency_ms", self.latency_ms),
+                ("p99_ms", self.p99_ms),
                 ("energy_mj", self.energy_mj),
                 ("size_bytes", self.size_bytes),
             )
@@ -65,8 +67,11 @@ def ways(manifest: Manifest, profile: Profile | None = None) -> tuple[Way, ...]:
             energy = path_energy(sub, latency.value, None)
         cost = sub.cost
         found.append(
-            Way(sub.id, False, cost.macs, latency, energy, cost.size_bytes, sub.quality, {})
-        )
+            Way(
+                sub.id, False, cost.macs, latency, energy, cost.size_bytes, sub.quality, {},
+                p99_ms=_p99(sub.id, profile),
+            )
+        )  # fmt: skip
     for point in manifest.operating_points:
         cost = point.mean_cost
         certified = ""
@@ -87,6 +92,23 @@ def as_candidates(found: tuple[Way, ...], best: str) -> list[Candidate]:
         Candidate(w.id, w.macs.value or 0.0, w.quality.value if w.quality else None, w.id == best)
         for w in found
     ]
+
+
+def _p99(id: str, profile: Profile | None) -> Figure:
+    """99th percentile of a path that `edgebudget profile` ran as a whole."""
+    detail = None if profile is None else profile.detail
+    if profile is None or detail is None or id not in detail.paths:
+        return UNKNOWN
+    found = detail.paths[id]
+    if found.p99_ms is None:
+        return replace(UNKNOWN, how=f"{found.runs} runs are too few")
+    return Figure(
+        value=found.p99_ms,
+        evidence="measured",
+        how=f"99th percentile of {found.runs} runs on {detail.where}",
+        device=profile.device.cpu,
+        count=found.runs,
+    )
 
 
 def _latency(path: tuple[str, ...], profile: Profile | None) -> Figure | None:

@@ -61,6 +61,16 @@ def plan_memory(model: ModelProto) -> MemoryPlan:
     return _plan(model.graph, infer(model), frozenset())
 
 
+def stored_activations(model: ModelProto) -> int:
+    """Bytes of all activations that are stored at some time, each once; inputs are among them.
+
+    Raises:
+        UnsupportedError: as `plan_memory`.
+    """
+    model = inlined(model)
+    return sum(_Stores(model.graph, infer(model), frozenset()).size.values())
+
+
 def _plan(graph: GraphProto, known: Tensors, borrowed: frozenset[str]) -> MemoryPlan:
     """Plan one graph; `borrowed` inputs are stored by the graph around it."""
     stores = _Stores(graph, known, borrowed)

@@ -12,7 +12,16 @@ from typing import Annotated
 
 import typer
 
-from edgebudget.cli import cascading, compiling, fronting, listing, looking, running, simulating
+from edgebudget.cli import (
+    cascading,
+    compiling,
+    fronting,
+    listing,
+    looking,
+    profiling,
+    running,
+    simulating,
+)
 from edgebudget.cli.output import fail
 from edgebudget_runtime.errors import EdgeBudgetError, UsageError
 
@@ -41,7 +50,7 @@ app = typer.Typer(
     " is saved), 5 bad input, 6 target unavailable, 130 interrupted.",
     add_completion=False,
 )
-for group in (compiling, cascading, running, fronting, simulating, looking, listing):
+for group in (compiling, cascading, running, profiling, fronting, simulating, looking, listing):
     group.register(app)
 
 

@@ -25,6 +25,10 @@ def frontier(
     measure: Annotated[
         bool, typer.Option("--measure", help="Time every segment on this device, and keep it.")
     ] = False,
+    profile_file: Annotated[
+        Path | None,
+        typer.Option("--profile", help="Latency and energy of another device: `profile --out`."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write quality against MACs as an SVG file.")
     ] = None,
@@ -39,7 +43,7 @@ def frontier(
     manifest = Manifest.load(artifact)
     if measure:
         _measure(artifact)
-    profile, note = _known(artifact, manifest)
+    profile, note = _known(artifact, manifest, profile_file)
     found = ways(manifest, profile)
     if plot is not None:
         known = tuple(w for w in found if w.quality is not None)
@@ -57,6 +61,7 @@ def frontier(
                 "mean" if w.mean else "worst",
                 amount("macs", w.macs.value),
                 amount("latency_ms", w.latency_ms.value),
+                amount("latency_ms", w.p99_ms.value),
                 amount("energy_mj", w.energy_mj.value),
                 amount("size_bytes", w.size_bytes.value),
                 "unknown" if q is None else f"{q.value:.4f} [{q.low:.4f}, {q.high:.4f}]",
@@ -64,14 +69,19 @@ def frontier(
             ]
         )
     metric_name = manifest.workload.metric
-    write_table(["", "", "MACs", "latency", "energy", "bytes", metric_name, "certified"], rows)
+    header = ["", "", "MACs", "latency", "p99", "energy", "bytes", metric_name, "certified"]
+    write_table(header, rows)
+    if profile is not None and profile.detail is not None:
+        d = profile.device
+        where = f"{profile.detail.where}: {d.cpu}, {d.engine} {d.engine_version}"
+        write(f"latency and energy of {where}, {d.threads} threads")
     if (s := manifest.sharing) is not None:
         write(
             f"all sub-networks: {amount('size_bytes', float(s.stored_bytes))}, "
             f"{s.stored_bytes / max(1, s.largest_bytes):.2f} times the largest alone"
         )
     if note:
-        write(f"latency on this device: {note} (`--measure` times it)")
+        write(f"latency on this device: {note} (`--measure` or `edgebudget profile` times it)")
 
 
 def _measure(artifact: Path) -> None:
@@ -86,12 +96,18 @@ def _measure(artifact: Path) -> None:
         )
 
 
-def _known(artifact: Path, manifest: Manifest) -> tuple[Profile | None, str]:
-    """This device's profile of the artifact, or why there is none."""
+def _known(artifact: Path, manifest: Manifest, file: Path | None) -> tuple[Profile | None, str]:
+    """The profile in a file, or this device's of the artifact, or why there is none.
+
+    Raises:
+        ArtifactError: EB580 the file cannot be read, EB581 it is of another artifact.
+    """
     from edgebudget_runtime import engine, profile
     from edgebudget_runtime.device_id import here
 
     device = here(engine.CPU, engine.VERSION, engine.default_threads())
     own = profile.digest(artifact)
     segments = [s.id for s in manifest.segments]
+    if file is not None:
+        return profile.read(file, own, segments), ""
     return profile.load(profile.default_file(own, device), own, device, segments)

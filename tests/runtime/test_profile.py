@@ -16,6 +16,7 @@ from edgebudget_runtime.cost import Cost, Figure
 from edgebudget_runtime.device_id import Device, here
 from edgebudget_runtime.errors import ArtifactError
 from edgebudget_runtime.manifest import SubNetwork
+from edgebudget_runtime.profile_detail import Detail, LayerTime, PathTimes
 
 DEVICE = Device("cpu", 2, "x86_64", "Linux", "onnxruntime CPUExecutionProvider", "1.31.1", 1)
 ARTIFACT = "ab" * 32
@@ -24,6 +25,14 @@ PROFILE = pr.Profile(
     device=DEVICE,
     samples_ms={"s0": (1.0, 1.5), "s1": (2.0,)},
     energy={"main": Figure(value=3.0, evidence="modelled", how="1 W")},
+)
+DETAIL = Detail(
+    where="local",
+    target="cpu",
+    runs_before=5,
+    paths={"main": PathTimes.of([1.0, 2.0, 3.0])},
+    layers=(LayerTime(segment="s0", name="conv", op="Conv", ms=0.5, share=0.5),),
+    memory_bytes=Figure(value=1e6, evidence="measured"),
 )
 SEGMENTS = ("s0", "s1", "s2")
 
@@ -34,6 +43,33 @@ def test_a_profile_comes_back(tmp_path: Path) -> None:
     assert pr.load(file, ARTIFACT, DEVICE, SEGMENTS) == (PROFILE, "")
     assert file.read_bytes() == PROFILE.encode()
     assert [f.name for f in file.parent.iterdir()] == ["p.json"]
+
+
+def test_detail_comes_back_and_files_without_it_are_read(tmp_path: Path) -> None:
+    whole = dataclasses.replace(PROFILE, detail=DETAIL)
+    assert pr.Profile.decode(whole.encode()) == whole
+    old = json.loads(PROFILE.encode())
+    del old["detail"]
+    assert pr.Profile.decode(json.dumps({**old, "schema": 1}).encode()) == PROFILE
+
+
+def test_a_profile_named_by_the_user_may_be_of_another_device(tmp_path: Path) -> None:
+    pr.save(PROFILE, tmp_path / "p")
+    assert pr.read(tmp_path / "p", ARTIFACT, SEGMENTS) == PROFILE
+    with pytest.raises(ArtifactError, match="EB581"):
+        pr.read(tmp_path / "p", "cd" * 32, SEGMENTS)
+    (tmp_path / "p").write_bytes(b"{")
+    for file in (tmp_path / "p", tmp_path / "none"):
+        with pytest.raises(ArtifactError, match="EB580"):
+            pr.read(file, ARTIFACT, SEGMENTS)
+
+
+def test_percentiles_are_told_only_where_the_runs_can_tell() -> None:
+    few = PathTimes.of([float(x) for x in range(1, 20)])
+    assert (few.p50_ms, few.p90_ms, few.p95_ms, few.p99_ms) == (10.0, 18.0, None, None)
+    many = PathTimes.of([float(x) for x in range(100, 0, -1)])
+    assert (many.p50_ms, many.p90_ms, many.p95_ms, many.p99_ms) == (50.0, 90.0, 95.0, 99.0)
+    assert many.spread_ms == 25.0
 
 
 @pytest.mark.parametrize(
@@ -66,7 +102,8 @@ def test_a_profile_of_another_artifact_is_left_aside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
+        {"schema": 1},  # which has no detail
         {"artifact": "x"},
         {"samples_ms": {"s0": []}},
         {"samples_ms": {"s0": [0.0]}},

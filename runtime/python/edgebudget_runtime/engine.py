@@ -32,13 +32,15 @@ def open_session(
     threads: int | None = None,
     model: bytes | None = None,
     weights: Mapping[str, bytes] | None = None,
+    trace: Path | None = None,
 ) -> ort.InferenceSession:
     """Load a model on the first provider; nodes may only go to the providers that are listed.
 
     `options` are the first provider's own. `model` is what `file` holds, where the caller has
     read it, and `weights` the bytes of the files that it refers to, by the names it uses: the
     engine copies what it needs, while files that it opens itself stay mapped, and the process
-    dies when one is cut short.
+    dies when one is cut short. `trace` begins the name of a file that the engine's own profiler
+    writes when the session's `end_profiling` is called; it slows every run down.
 
     Raises:
         UsageError: EB175 a provider is not here.
@@ -50,6 +52,9 @@ def open_session(
     settings.inter_op_num_threads = 1
     # Spinning threads steal the core from each other when other work shares the machine.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if trace is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(trace)
     if CPU not in providers:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     given: dict[str, Any] = {}

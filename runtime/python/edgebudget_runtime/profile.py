@@ -24,8 +24,10 @@ from edgebudget_runtime.errors import ArtifactError
 from edgebudget_runtime.integrity import sha256
 from edgebudget_runtime.latency_bound import SIZE
 from edgebudget_runtime.manifest import FILE, SubNetwork
+from edgebudget_runtime.profile_detail import Detail
 
-SCHEMA = 1
+SCHEMA = 2
+_WITHOUT_DETAIL = 1  # the schema before there was any
 _MOST_BYTES = 8_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_ROUNDS = 64  # of calibration: more says nothing new about a quiet device
@@ -39,6 +41,7 @@ class Profile:
     device: Device
     samples_ms: Mapping[str, tuple[float, ...]]  # segment -> latencies, oldest first
     energy: Mapping[str, Figure] = field(default_factory=dict)  # sub-network -> millijoules
+    detail: Detail | None = None  # None: nobody looked closer
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Profile:
             raw = json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as e:
             raise _damaged(f"is not JSON: {type(e).__name__}") from None
+        if isinstance(raw, dict) and raw.get("schema") == _WITHOUT_DETAIL and "detail" not in raw:
+            raw |= {"schema": SCHEMA, "detail": None}
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise _damaged(f"is not of schema {SCHEMA}")
         try:
@@ -118,18 +123,40 @@ def load(
     return found, ""
 
 
+def read(file: Path, artifact: str, segments: Sequence[str]) -> Profile:
+    """A profile that the user names: of this artifact, on whatever device.
+
+    Raises:
+        ArtifactError: EB580 it cannot be read, EB581 it is of another artifact.
+    """
+    try:
+        with file.open("rb") as f:
+            data = f.read(_MOST_BYTES + 1)
+    except OSError as e:
+        raise _damaged(f"{file} cannot be read: {e.strerror or e}") from e
+    found = Profile.decode(data)
+    _check_own(found, artifact, found.device, segments)
+    return found
+
+
 def save(profile: Profile, file: Path) -> str:
     """Write a profile whole or not at all; the reason why it could not be kept, or "".
 
     Never raises: a full disk is no reason to give no answer.
     """
+    why = write_whole(file, profile.encode())
+    return f"the profile {why}" if why else ""
+
+
+def write_whole(file: Path, data: bytes) -> str:
+    """Write a file aside and rename it; why that failed, or ""."""
     temporary = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".profile-")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as f:
-            f.write(profile.encode())
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         temporary.replace(file)
@@ -137,7 +164,7 @@ def save(profile: Profile, file: Path) -> str:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
-        return f"the profile cannot be written: {e.strerror or e}"
+        return f"cannot be written: {e.strerror or e}"
     return ""
 
 

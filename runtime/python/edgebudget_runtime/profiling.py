@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Literal
@@ -49,6 +50,7 @@ class Profiling:
             default = profile.default_file(self._artifact, device)
             self._file = default if given is None else Path(given)
             found, self.note = profile.load(self._file, self._artifact, device, self._ids)
+        self._found = found
         self.planner = self._planner(found)
         self._thread: Thread | None = None
         self._stop, self._starting = Event(), Lock()
@@ -161,6 +163,8 @@ class Profiling:
         return given, ""
 
     def _profile(self, samples: Mapping[str, tuple[float, ...]]) -> Profile:
+        if self._found is not None:  # its energy and detail are dearer than a new latency
+            return replace(self._found, samples_ms={**self._found.samples_ms, **samples})
         return Profile(artifact=self._artifact, device=self._device, samples_ms=samples)
 
     def _save(self, samples: Mapping[str, tuple[float, ...]]) -> str:

@@ -35,10 +35,12 @@ class Sessions:
         threads: int | None,
         limit_bytes: int | None,
         clock: Callable[[], float] = time.monotonic,
+        traces: Path | None = None,
     ) -> None:
         self._folder, self._verify, self._clock = folder, verify, clock
         self._providers, self._options, self._threads = providers, options, threads
         self._limit = limit_bytes
+        self._traces = traces  # a folder for the engine's own profiles
         self._segments = {s.id: s for s in manifest.segments}
         self._opening = {s.id: Lock() for s in manifest.segments}
         self._open: OrderedDict[str, Any] = OrderedDict()
@@ -175,6 +177,7 @@ class Sessions:
             "providers": self._providers,
             "options": self._options,
             "threads": self._threads,
+            "trace": None if self._traces is None else self._traces / segment.id,
         }
         if self._providers[0] != engine.CPU:  # a compiled context finds its files by its own path
             if self._verify:

@@ -1,0 +1,98 @@
+"""Energy of one inference: what the device draws while it runs, less what it draws idle.
+
+Idle power is measured first, on the same counter. Both figures are kept: with it, as the device
+really draws, and without, as the inference adds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.measure.conditions import unknown
+from edgebudget_runtime.measure.counters import Counter
+
+_INTERVALS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Energy:
+    """Millijoules of one inference without and with idle power."""
+
+    net_mj: Figure
+    gross_mj: Figure
+
+
+def idle_power(
+    counter: Counter,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Figure:
+    """Watts while this process waits: the median of some intervals."""
+    found: list[float] = []
+    for _ in range(_INTERVALS):
+        before, began = counter.read(), clock()
+        sleep(seconds / _INTERVALS)
+        after, elapsed = counter.read(), clock() - began
+        if before is None or after is None or elapsed <= 0:
+            continue
+        joules = counter.joules(before, after)
+        if joules:  # 0: it stands still, which no powered device does
+            found.append(joules / (after.at_s - before.at_s))
+    if not found:
+        return unknown(f"{counter.name} gave no usable interval while idle")
+    return _figure(found, f"idle, {counter.name}")
+
+
+def inference(
+    counter: Counter,
+    run: Callable[[], int],
+    idle_w: Figure,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Energy:
+    """Millijoules of one inference; `run` does some, tells how many, and is repeated for `seconds`.
+
+    Energy is the counter's: all that happens on that part of the device is in it. Unknown where
+    the counter gave nothing usable, or where the run does not stand out of the idle power's
+    spread.
+    """
+    gross: list[float] = []
+    net: list[float] = []
+    idle = idle_w.value
+    for _ in range(_INTERVALS):
+        before = counter.read()
+        ended, count = clock() + seconds / _INTERVALS, 0
+        while count == 0 or clock() < ended:
+            count += max(run(), 1)
+        after = counter.read()
+        joules = None if before is None or after is None else counter.joules(before, after)
+        if not joules or before is None or after is None:
+            continue
+        gross.append(joules * 1e3 / count)
+        if idle is not None:
+            net.append((joules - idle * (after.at_s - before.at_s)) * 1e3 / count)
+    nothing = unknown(f"{counter.name} gave no usable interval")
+    whole = _figure(gross, f"{counter.name}, idle power included") if gross else nothing
+    if not net:
+        return Energy(nothing if not gross else unknown("idle power is not known"), whole)
+    added = _figure(net, f"{counter.name}, less {idle:.3g} W of idle power")
+    if added.value is None or added.value <= (added.spread or 0.0):
+        return Energy(unknown(f"{counter.name}: does not stand out of idle power"), whole)
+    return Energy(added, whole)
+
+
+def _figure(values: Sequence[float], how: str) -> Figure:
+    ordered = sorted(values)
+    low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
+    return Figure(
+        value=statistics.median(ordered),
+        evidence="measured",
+        how=f"median of {len(ordered)} intervals, {how}",
+        count=len(ordered),
+        spread=(high - low) / 2,
+    )
