@@ -131,9 +131,8 @@ def _notes(result: Result) -> tuple[str, ...]:
     notes = list(result.proof.notes)
     if (agreed := result.proof.agreement) is not None:
         notes.append(
-            f"the target's own engine ran {agreed.count} samples: outputs within "
-            f"{agreed.worst_steps:.3f} quantization steps ({agreed.step:.6g} each) of the engine "
-            "that ran the whole set (simulated)"
+            f"the target's own engine ran {agreed.count} samples: "
+            + agreed.words("the engine that ran the whole set")
         )
     if result.proposal is not None:
         notes.extend(result.proposal.plan.reasons)

@@ -265,9 +265,8 @@ def _notes(found: Found) -> tuple[str, ...]:
     if agreed:
         worst = max(agreed, key=lambda a: a.worst_steps)
         notes.append(
-            f"the target's own engine ran {worst.count} samples through every segment: outputs "
-            f"within {worst.worst_steps:.3f} quantization steps ({worst.step:.6g} each) of the "
-            "engine that ran the whole set (simulated)"
+            f"the target's own engine ran {worst.count} samples through every segment: "
+            + worst.words("the engine that ran the whole set")
         )
     if found.points.signal is not None:
         notes.append(f"exits are left by {found.points.signal.signal}")

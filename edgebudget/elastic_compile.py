@@ -24,7 +24,7 @@ from edgebudget.pareto import Front, Point, pareto
 from edgebudget.pipeline import Built, Setting, derived, run_module_steps, run_steps
 from edgebudget.plan import Plan, Step
 from edgebudget.split_exits import Cut, split
-from edgebudget.verify import Agreement, agree, output_steps, sample_indices
+from edgebudget.verify import Agreement, agreement_on, sample_indices
 from edgebudget_runtime.cost import Cost
 from edgebudget_runtime.errors import UnsupportedError, UsageError
 
@@ -292,7 +292,7 @@ def _agreement(
     indices = sample_indices(len(dataset), None if depth == "full" else _SAMPLE)
     theirs = exact.predict(dataset, indices=indices, batch=len(indices), emit=setting.emit)
     found = [
-        agree(t, a, indices, output_steps(f))
+        agreement_on(f, t, a, indices, target.spec)
         for f, t, a in zip(files, theirs, answers, strict=True)
     ]
     return max(found, key=lambda a: a.worst_steps)

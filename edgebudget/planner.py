@@ -155,13 +155,15 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
 
 
 def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:
-    """Clean-up, rewrites for the target, equalization and quantization."""
+    """Clean-up, then rewrites, equalization and quantization where the target has integers."""
     whys = {
         "clean_graph": "batch norms folded, constants, dead code, weights-as-inputs; each checked",
         "rewrite_for_target": f"forms that {setting.target.device} runs as integers",
         "equalize": "even channel ranges lose less to 8 bits",
         "quantize_int8": f"{setting.target.name} computes fastest with 8-bit integers",
     }
+    if not setting.target.integers:
+        whys = {"clean_graph": whys["clean_graph"]}
     return tuple(
         Step(n, registry.get(n).config(), why) for n, why in whys.items() if n in registry.names()
     )

@@ -37,6 +37,11 @@ class TargetSpec:
     tells: tuple[Resource, ...] = ()  # of latency_ms and energy_mj: what has a figure here
     options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
 
+    @property
+    def integers(self) -> bool:
+        """Whether the target computes with integers; else quantizing costs quality for nothing."""
+        return not self.activation_dtypes[0].startswith("float")
+
 
 @dataclass(frozen=True, slots=True)
 class Availability:
@@ -54,7 +59,7 @@ class NodePlacement:
 
     name: str
     op: str
-    processor: str  # "npu", "cpu"
+    processor: str  # "npu", "gpu", "cpu"
     why: str = ""
 
 

@@ -18,7 +18,7 @@ from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UnsupportedE
 
 # Families that a user may well ask for; building them is not done, and saying so beats a
 # "did you mean". Each is a whole name, or a prefix up to ":", "-" or "/".
-_PLANNED = ("gpu", "npu:ethos", "npu:coreml", "cpu:openvino")
+_PLANNED = ("gpu:vulkan", "npu:ethos", "npu:coreml", "cpu:openvino")
 
 
 @dataclass(frozen=True, slots=True)

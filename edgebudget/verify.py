@@ -14,14 +14,14 @@ from edgebudget.events import Emit, Said
 from edgebudget.latency_statistic import wanted
 from edgebudget.static_cost import static_cost
 from edgebudget.target import TellsEnergy
-from edgebudget_runtime.cost import Cost, counted
+from edgebudget_runtime.cost import Cost, Evidence, counted
 from edgebudget_runtime.errors import TargetError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edgebudget.program import Program
-    from edgebudget.target import Lowered, Placement, Target
+    from edgebudget.target import Lowered, Placement, Target, TargetSpec
     from edgebudget.workload import Dataset, Quality, Workload
     from edgebudget_runtime.budget import Budget, Limit
 
@@ -35,8 +35,17 @@ class Agreement:
     """How the target's own engine compares with the engine used for the whole set."""
 
     count: int
-    worst_steps: float  # largest output difference, in output quantization steps
-    step: float  # one output quantization step, in output units; 0: outputs are float
+    worst_steps: float  # largest output difference, in steps
+    step: float  # one step, in output units
+    unit: str = "quantization steps"
+    evidence: Evidence = "simulated"
+
+    def words(self, engine: str) -> str:
+        """What was seen, as a sentence; `engine` is what ran the whole set."""
+        return (
+            f"outputs within {self.worst_steps:.3f} {self.unit} ({self.step:.6g} each) of "
+            f"{engine} ({self.evidence})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +120,7 @@ def prove(
     if target.spec.family != "cpu":
         indices = sample_indices(len(dataset), None if depth == "full" else _SAMPLE)
         exact = _exact(target, lowered.file, dataset, indices, emit)
-        agreement = agree(exact, answers, indices, output_steps(lowered.file))
+        agreement = agreement_on(lowered.file, exact, answers, indices, target.spec)
         if depth == "full":  # the whole set went through the target's own engine: score that
             answers = exact
     quality = score(workload.task, answers, reference)
@@ -180,6 +189,25 @@ def agree(
         if gap / steps[name] >= worst:  # thousandths of a step are float rounding
             worst, step = round(gap / steps[name], 3), steps[name]
     return Agreement(len(indices), worst, step)
+
+
+def agreement_on(
+    file: Path, exact: Predictions, answers: Predictions, indices: Sequence[int], spec: TargetSpec
+) -> Agreement:
+    """How the target's own answers compare, in steps of its arithmetic.
+
+    A target without integers counts in half precision, which has 11 bits: a step is 2^-10 of
+    the output's largest magnitude.
+
+    Raises:
+        TargetError: EB630, an output is not quantized where the target needs it.
+    """
+    if spec.integers:
+        return agree(exact, answers, indices, output_steps(file))
+    steps = {k: max(float(np.max(np.abs(v))), 1e-30) * 2**-10 for k, v in exact.outputs.items()}
+    evidence: Evidence = "measured" if "latency_ms" in spec.tells else "simulated"
+    found = agree(exact, answers, indices, steps)
+    return replace(found, unit="steps of half precision", evidence=evidence)
 
 
 def sample_indices(total: int, count: int | None) -> list[int]:

@@ -70,6 +70,9 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
             already.
         ArtifactError: EB520 or EB521, NaN or infinity in data or weights.
     """
+    if not ctx.target.integers:
+        why = f"{ctx.target.name} computes in {ctx.target.activation_dtypes[0]}"
+        return PassResult(program, declined=(Note("graph", "not quantized", why),))
     _check(config, ctx)
     graph = prepare(program.body, wide="uint16" in ctx.target.activation_dtypes)
     chosen = _names(config, graph)

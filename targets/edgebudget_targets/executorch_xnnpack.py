@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.latency_statistic import figure, least_runs
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.errors import TargetError, UsageError
@@ -23,6 +24,7 @@ from edgebudget_targets._onnx_file import write_segment
 if TYPE_CHECKING:
     from edgebudget.program import Program
     from edgebudget.workload import Array
+    from edgebudget_runtime.budget import Statistic
 
 _INSTALL = 'pip install "edgebudget[executorch]"'
 _NEEDED = (("executorch", "1.4"), ("torchao", ""))  # and the version they must begin with
@@ -145,28 +147,25 @@ class XnnpackTarget:
         self._loaded = (file, opened([file], _all_cores(), _RUN_S))
         return Placement(placed_nodes(file), _OWN)
 
-    def latency(self, file: Path, inputs: Mapping[str, Array], repeats: int) -> Figure:
-        """Median time of one run in ms, measured warm on this machine.
+    def latency(
+        self,
+        file: Path,
+        inputs: Mapping[str, Array],
+        repeats: int,
+        *,
+        statistic: Statistic = "p50",
+    ) -> Figure:
+        """A statistic of one run's time in ms, measured warm in a process of its own.
 
         Raises:
             ArtifactError: EB510, the file cannot be loaded.
             TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long.
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
         """
-        (ms,) = self._times([file], inputs, repeats)
+        (ms,) = self._times([file], inputs, max(repeats, least_runs(statistic)))
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
-        how = (
-            f"median of {repeats} warm runs, one after the other, {threads}, "
-            f"ExecuTorch {version('executorch')} with XNNPACK"
-        )
-        return Figure(
-            value=float(np.median(ms)),
-            evidence="measured",
-            how=how,
-            device=self.spec.device,
-            count=repeats,
-            spread=float(np.subtract(*np.percentile(ms, [75, 25])) / 2),
-        )
+        how = f"{threads}, ExecuTorch {version('executorch')} with XNNPACK"
+        return figure([ms], statistic, how, self.spec.device)
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""

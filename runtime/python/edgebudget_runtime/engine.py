@@ -17,7 +17,10 @@ from edgebudget_runtime.inputs import Array
 CPU = "CPUExecutionProvider"
 VERSION: str = ort.__version__
 # Providers that come as a package of their own, to be registered before use.
-_PLUGINS = {"QNNExecutionProvider": "onnxruntime_qnn"}
+_PLUGINS = {
+    "QNNExecutionProvider": "onnxruntime_qnn",
+    "WebGpuExecutionProvider": "onnxruntime_ep_webgpu",
+}
 _registering = Lock()
 
 
@@ -55,7 +58,7 @@ def open_session(
     if CPU not in providers:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     given: dict[str, Any] = {}
-    if providers[0] in _PLUGINS and providers[0] not in ort.get_available_providers():
+    if providers[0] in _PLUGINS and _is_plugin(providers[0]):
         device, defaults = _plugin(providers[0])
         settings.add_provider_for_devices([device], {**defaults, **(options or {})})
     else:
@@ -152,7 +155,13 @@ def _plugin(name: str) -> tuple[Any, dict[str, str]]:
     found = _devices(name)
     if not found:
         raise UsageError("EB175", f"the provider {name} finds no device here", hint="use the CPU")
-    return found[0], {"backend_path": plugin.get_qnn_htp_path()}
+    is_qnn = package == "onnxruntime_qnn"
+    return found[0], {"backend_path": plugin.get_qnn_htp_path()} if is_qnn else {}
+
+
+def _is_plugin(name: str) -> bool:
+    """Whether a provider is not built in; once registered, the engine lists a plug-in as if so."""
+    return bool(_devices(name)) or name not in ort.get_available_providers()
 
 
 def _devices(name: str) -> list[Any]:
