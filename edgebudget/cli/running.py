@@ -114,7 +114,7 @@ def _save(out: Path, outcomes: Sequence[Outcome]) -> None:
     stacked = {k: np.concatenate([x.outputs[k] for x in outcomes]) for k in outcomes[0].outputs}
     try:
         with out.open("wb") as f:
-            np.savez(f, **stacked)  # type: ignore[arg-type]
+            np.savez(f, **stacked)
     except OSError as e:
         raise UsageError(
             "EB108", f"{out} cannot be written: {e.strerror}", hint="name another --out"

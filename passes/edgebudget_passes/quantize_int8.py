@@ -135,19 +135,18 @@ def _quantize(
 
 def _with_label_bias(bench: Bench, found: Found, parts: Split, ctx: Context) -> Found:
     node, data = _label_bias.last_layer(bench.graph, found.assignment), ctx.data.calibration
-    if node is None or data is None or len(parts.judge) < _label_bias.LEAST:
+    drawn = (*parts.ranges, *(i for i in parts.judge if i not in parts.ranges))
+    if node is None or data is None or len(drawn) < _label_bias.LEAST:
         return found
-    classes = bench.graph.channels(node)
-    wanted = [_label_bias.labels(data, i, classes) for i in (parts.ranges, parts.judge)]
-    if wanted[0] is None or wanted[1] is None:
+    wanted = _label_bias.labels(data, drawn, bench.graph.channels(node))
+    if wanted is None:
         return found
-    scores = _label_bias.logits(found.model, data, parts.ranges, ctx.emit)
-    shift = _label_bias.fit(scores, wanted[0])
-    held = _label_bias.logits(found.model, data, parts.judge, ctx.emit)
-    better, note = _label_bias.judge(held, wanted[1], shift)
+    scores = _label_bias.logits(found.model, data, drawn, ctx.emit)
+    better, note = _label_bias.judge(scores, wanted)
     found = replace(found, notes=(*found.notes, note))
     if not better:
         return found
+    shift = _label_bias.fit(scores, wanted)
     shifts = dict(found.recipe.bias_shift)
     shifts[node.name] = shifts.get(node.name, 0.0) + shift
     recipe = replace(found.recipe, bias_shift=shifts)
@@ -232,5 +231,5 @@ PASS = Pass(
     Config,
     "graph",
     "integer weights and activations, calibrated on real samples",
-    version=3,
+    version=4,
 )

@@ -48,7 +48,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         x = rng.normal(size=(count, _FEATURES)).astype(np.float32)
         arrays[f"{use}_x"] = x
         arrays[f"{use}_labels"] = (x @ truth + 0.8 * rng.gumbel(size=(count, 4))).argmax(axis=1)
-    np.savez(folder / "data.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "data.npz", **arrays)
     weak = truth + 0.7 * rng.normal(size=truth.shape)
     return Pair(
         _artifact(folder / "weak", weak, ("x", "scores"), 100.0, folder),

@@ -85,6 +85,7 @@ def test_every_exit_answers_a_whole_data_set_in_one_pass(tmp_path: Path) -> None
         for name, each in zip(NAMES, found, strict=True):
             assert list(each.outputs) == ["y"]
             np.testing.assert_allclose(each.outputs["y"], whole.outputs[name], rtol=1e-5)
+            assert each.labels is not None
             np.testing.assert_array_equal(each.labels, labels)
 
 

@@ -18,13 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph
 from edgebudget.onnx_file import freeze_shapes, from_file
+from edgebudget.workload import Array
 from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UnsupportedError, UsageError
 
 Dims = list[int | str | None]
 
 
 def _model(
-    shape: Dims | None = None, weight: np.ndarray | None = None, opset: int = 17
+    shape: Dims | None = None, weight: Array | None = None, opset: int = 17
 ) -> onnx.ModelProto:
     """relu(conv(x)); the weight is [4, 3, 3, 3]."""
     if weight is None:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from edgebudget_models import iqa_metric, iqa_photos
 from edgebudget_models.checkpoint import save
+from edgebudget_models.entry import Array
 from edgebudget_models.iqa_data import IqaData, iqa_data
 from edgebudget_models.iqa_distort import KINDS, Distortion, distort
 from edgebudget_models.iqa_photos import ENLARGEMENT, GRID
@@ -49,7 +50,7 @@ SCALES = (1.0, 0.77, 0.65)
 def grids(data: IqaData, rng: np.random.Generator) -> Tensor:
     """Windows of the photographs on the grid, uint8 [N, 3, 216, 384]."""
 
-    def windows(draw: tuple[int, np.ndarray]) -> list[np.ndarray]:
+    def windows(draw: tuple[int, Array]) -> list[Array]:
         photo = data.photos[draw[0]]
         pixels = photo.pixels()
         return [iqa_photos.grid(pixels, photo.region, 0.85 + 0.15 * s, x, y) for s, x, y in draw[1]]

@@ -89,7 +89,10 @@ def default_threads() -> int:
 
 
 def run_session(
-    session: ort.InferenceSession, feed: Mapping[str, Array], outputs: Sequence[str] | None = None
+    session: ort.InferenceSession,
+    feed: Mapping[str, Array],
+    outputs: Sequence[str] | None = None,
+    options: ort.RunOptions | None = None,
 ) -> dict[str, Array]:
     """Run once; names are the model's own. Asking the session for its `outputs` takes time.
 
@@ -98,7 +101,7 @@ def run_session(
     """
     names = [o.name for o in session.get_outputs()] if outputs is None else outputs
     try:
-        values = session.run(names, dict(feed))
+        values = session.run(names, dict(feed), options)
     except EdgeBudgetError:
         raise
     except Exception as e:  # the engine raises a dozen unrelated types here

@@ -237,6 +237,7 @@ class Runner:
         """Free the models. Calls that are running end normally; later ones are refused."""
         self._threads.close()
         self._profiling.close()
+        self._segments.close()
         self._sessions.close()
         self._telemetry.close()
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgebudget_runtime import engine
 from edgebudget_runtime.confidence import signal
 from edgebudget_runtime.elastic import Exit
-from edgebudget_runtime.errors import EdgeBudgetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
 from edgebudget_runtime.manifest import Manifest
 from edgebudget_runtime.planner import Planner, View
 from edgebudget_runtime.policy import Ask, Fixed, Policy, Thresholds, best_within, deadline, paced
 from edgebudget_runtime.sessions import Sessions
+from edgebudget_runtime.watchdog import Watchdog
 
 # Policies that never look at how sure an answer is: reading it would only take time.
 _BLIND: tuple[Policy, ...] = (best_within, deadline, paced)
+_HANDING_OVER = 0.03  # of a deadline: what is left when a late segment is stopped
+
+
+class StoppedError(Exception):
+    """A segment was stopped, since its answer would have come too late."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds  # that it had run
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +58,40 @@ class Segments:
         self._inputs = {s.id: [t.name for t in s.inputs] for s in manifest.segments}
         self._outputs = {s.id: [t.name for t in s.outputs] for s in manifest.segments}
         self.sessions, self.clock = sessions, clock
+        # A clock of the caller's own says nothing of how long the engine may run.
+        self.watchdog = Watchdog() if clock is time.perf_counter else None
 
-    def run(self, id: str, state: dict[str, Array]) -> tuple[float, bool]:
-        """Run one segment on `state`, which takes in what it makes.
+    def run(
+        self, id: str, state: dict[str, Array], left_s: Callable[[], float] | None = None
+    ) -> tuple[float, bool]:
+        """Run one segment on `state`, which takes in what it makes; stop it after `left_s()`.
 
         Returns:
             The seconds it took, and whether it had to be opened first (not in the seconds).
 
         Raises:
             EdgeBudgetError: as `Sessions.get`; EB509 the engine failed.
+            StoppedError: there was no time left.
         """
         session, opened = self.sessions.get(id)
         feed = {n: state[n] for n in self._inputs[id]}
         start = self.clock()
-        state.update(engine.run_session(session, feed, self._outputs[id]))
+        if left_s is None or self.watchdog is None:
+            state.update(engine.run_session(session, feed, self._outputs[id]))
+            return self.clock() - start, opened
+        with self.watchdog.limit(left_s()) as options:
+            try:
+                state.update(engine.run_session(session, feed, self._outputs[id], options))
+            except ArtifactError:
+                if options.terminate:
+                    raise StoppedError(self.clock() - start) from None
+                raise
         return self.clock() - start, opened
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self.watchdog is not None:
+            self.watchdog.close()
 
     def confidences(self, id: str, state: Mapping[str, Array]) -> Array | None:
         """How sure a segment is of each row [N], or None where it has no signal."""
@@ -113,7 +143,14 @@ class Way:
         while len(self.ran) < len(self._path):
             id = self._path[len(self.ran)]
             try:
-                seconds, opened = self._segments.run(id, state)
+                seconds, opened = self._segments.run(id, state, self._time_for_more())
+            except StoppedError as e:
+                self.all_ran += (id,)
+                latencies, ms = self._planner.latencies, e.seconds * 1e3
+                if ms > (latencies.segment_ms(id) or math.inf):
+                    latencies.observe(id, ms)  # it would have taken longer still
+                self._stop(f"{id} was stopped: it would have been late")
+                break
             except EdgeBudgetError as e:
                 if isinstance(e, UsageError) and e.code in {"EB174", "EB175"} and not self.best:
                     raise
@@ -214,6 +251,13 @@ class Way:
             return None
         gone = max(self._segments.clock() - self._wish.start, 0.0)  # a clock may go back
         return self._wish.latency_ms - gone * 1e3
+
+    def _time_for_more(self) -> Callable[[], float] | None:
+        """Seconds that the next segment may take, where another answer can stand for it."""
+        allowed, policy = self._wish.latency_ms, self._wish.policy
+        if allowed is None or not self.best or isinstance(policy, Fixed):
+            return None
+        return lambda: ((self._left_ms() or 0.0) - _HANDING_OVER * allowed) / 1e3
 
     def _cut_short(self) -> bool:
         """Whether limits ended the way before what was first chosen for this input."""
