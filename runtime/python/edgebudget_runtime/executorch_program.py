@@ -87,7 +87,9 @@ class ProgramSession:
         """What it gives, in order."""
         return self._segment.outputs
 
-    def run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+    def run(
+        self, names: Sequence[str], feed: Mapping[str, Array], options: object = None
+    ) -> list[Array]:
         """Run once.
 
         Raises:
