@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,26 @@ def xnnpack(module: torch.nn.Module, data: Dataset, threads: int) -> Callable[[A
     """
     if find_spec("executorch") is None:
         return "not installed"
+    # Stacked, not [None]: numpy gives a new axis stride 0, which ExecuTorch refuses.
+    blob = program(module, [np.stack([data.sample(i).inputs["image"]]) for i in range(len(data))])
+    _set_threads(threads)
+    loaded = importlib.import_module("executorch.runtime").Runtime.get().load_program(blob)
+    method = loaded.load_method("forward")
+
+    def run(image: Array, kept: tuple[Any, ...] = (blob, loaded)) -> Array:
+        # The method only borrows the program's bytes: `kept` keeps them alive.
+        found: Array = method.execute([torch.from_numpy(np.stack([*image]))])[0].numpy()
+        return found
+
+    return run
+
+
+def program(module: torch.nn.Module, inputs: Sequence[Array]) -> bytes:
+    """The `.pte` that ExecuTorch's own recipe makes of a module, calibrated on `inputs`."""
     et: Callable[[str], Any] = lambda name: importlib.import_module(f"executorch.{name}")  # noqa: E731
     quantizing = et("backends.xnnpack.quantizer.xnnpack_quantizer")
     pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
-    # Stacked, not [None]: numpy gives a new axis stride 0, which ExecuTorch refuses.
-    pictures = [
-        torch.from_numpy(np.stack([data.sample(i).inputs["image"]])) for i in range(len(data))
-    ]
+    pictures = [torch.from_numpy(np.array(x)) for x in inputs]
     example = (pictures[0],)
     config = quantizing.get_symmetric_quantization_config(is_per_channel=True)
     quantizer = quantizing.XNNPACKQuantizer().set_global(config)
@@ -48,14 +61,5 @@ def xnnpack(module: torch.nn.Module, data: Dataset, threads: int) -> Callable[[A
     whole = torch.export.export(pt2e.convert_pt2e(prepared), example)
     partitioner = et("backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
     lowered = et("exir").to_edge_transform_and_lower(whole, partitioner=[partitioner])
-    _set_threads(threads)
-    blob = lowered.to_executorch().buffer
-    program = et("runtime").Runtime.get().load_program(blob)
-    method = program.load_method("forward")
-
-    def run(image: Array, kept: tuple[Any, ...] = (blob, program)) -> Array:
-        # The method only borrows the program's bytes: `kept` keeps them alive.
-        found: Array = method.execute([torch.from_numpy(np.stack([*image]))])[0].numpy()
-        return found
-
-    return run
+    found: bytes = lowered.to_executorch().buffer
+    return found

@@ -113,7 +113,8 @@ def _manifest(folder: Path, found: Found, job: Job) -> m.Manifest:
         for k, id in enumerate(branch.ids)
         if id in used
     )
-    how = "the exported segments through ONNX Runtime on the CPU"
+    engine = parts.runtime(main.lowered[0].file)
+    how = f"the exported segments through {engine} on the CPU"
     before = parts.quality(found.original, "the original in float32")
     subnetworks = tuple(
         m.SubNetwork(
@@ -205,15 +206,14 @@ def _quality_limits(found: Found, budget: Budget) -> list[tuple[Any, float, floa
 
 
 def _placement(found: Found, target: Target, used: set[str]) -> m.Placement:
-    nodes = [
-        node
+    places = [
+        target.placement(lowered.file)
         for branch in found.branches
         for id, lowered in zip(branch.ids, branch.lowered, strict=True)
         if id in used
-        for node in target.placement(lowered.file).nodes
     ]
-    processor = "cpu" if target.spec.family == "cpu" else target.spec.family
-    return parts.placement(Placement(tuple(nodes), processor))
+    nodes = tuple(node for place in places for node in place.nodes)
+    return parts.placement(Placement(nodes, places[0].processor))
 
 
 def _notes(found: Found) -> tuple[str, ...]:

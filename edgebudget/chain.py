@@ -18,6 +18,7 @@ from edgebudget.events import Emit, ignore
 from edgebudget.exits import exit_name
 from edgebudget.memory import plan_memory
 from edgebudget.onnx_shapes import infer
+from edgebudget.segment_graph import counted_where
 from edgebudget_runtime.cost import Cost, Figure, counted
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ def _counted(files: Sequence[Path], models: Sequence[ModelProto]) -> Counted:
     reports = [count_graph(m) for m in models]
     stored = count_graph(_union(models))
     peak, at = max(_peak(models, k) for k in range(len(models)))
-    names = " + ".join(f.name for f in files)
+    names, where = (" + ".join(of) for of in ([f.name for f in files], map(counted_where, files)))
     weights = {w for f in files for w in shared_weights.files(f)}
     cost = Cost(
-        macs=counted(sum(r.macs for r in reports), f"counted on {names}"),
+        macs=counted(sum(r.macs for r in reports), f"counted on {where}"),
         params=counted(stored.params, f"initializers of {names}"),
         size_bytes=counted(
             sum(f.stat().st_size for f in (*files, *weights)), f"bytes of {names} and their weights"

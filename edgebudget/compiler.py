@@ -23,7 +23,7 @@ from edgebudget.plan import Plan, load_plan
 from edgebudget.planner import Proposal
 from edgebudget.verify import Depth, file_cost, look, nearest, prove
 from edgebudget_runtime.budget import Budget
-from edgebudget_runtime.errors import InfeasibleError, MissedError, UnsupportedError
+from edgebudget_runtime.errors import InfeasibleError, MissedError
 
 if TYPE_CHECKING:
     from edgebudget.elastic_compile import Elastic
@@ -67,7 +67,6 @@ def compile(
     Raises:
         UsageError: EB1xx, an argument or the plan is wrong.
         InfeasibleError: EB4xx, the smallest reachable point breaks a limit (nothing was spent).
-        UnsupportedError: EB2xx, the model, or several sub-networks on this target.
         MissedError: EB410, a limit is not proven; the best so far is at `<out>.missed`.
         ArtifactError: EB5xx, a file is not what it should be, or `out` cannot be written.
         TargetError: EB6xx, the target's engine is missing or failed.
@@ -85,22 +84,11 @@ def compile(
             if elastic is None:
                 manifest = _compile(job, given, out, folder, verify)
             else:
-                _check_elastic(job)
                 from edgebudget.assemble_elastic import prove_and_write
 
                 steps = given or fitted(job, planner.propose(job.setting, job.start)).plan
                 manifest = prove_and_write(job, elastic, steps, out, folder, verify)
     return CompileResult(out, manifest)
-
-
-def _check_elastic(job: Job) -> None:
-    spec = job.target.spec
-    if (kind := spec.options.get("file", "onnx")) != "onnx":
-        raise UnsupportedError(
-            "EB246",
-            f"several sub-networks cannot be written as .{kind} files for {spec.name} yet",
-            hint="compile one network, or use --target cpu",
-        )
 
 
 def _own_exits() -> Elastic:

@@ -25,7 +25,7 @@ from edgebudget.import_onnx_layers import LAYERS
 from edgebudget.import_onnx_math import MATH
 from edgebudget.import_onnx_moves import MOVES
 from edgebudget.import_onnx_resize import RESIZE
-from edgebudget.import_onnx_rounding import Packed, Rounding, unshifted
+from edgebudget.import_onnx_rounding import Packed, Rounding
 from edgebudget.onnx_contrib import attributes
 from edgebudget.onnx_shapes import inlined
 
@@ -206,7 +206,7 @@ class _Builder:
         if rule is None:
             raise call.refuse("has no counterpart in torch")
         if node.input and self._rounding.is_shifted(node.input[0]) and node.op_type in _ALIKE:
-            self._rounding.shift(node.output, self._rounding.dtype_of(node.input[0]))
+            self._rounding.moved(node.input[0], node.output)
         else:
             self._restore(node)
             call = self._call(node)
@@ -230,8 +230,7 @@ class _Builder:
             return name
         result = f"{name}.unsigned"
         if not any(result in s.outputs for s in self._steps):
-            run = unshifted(self._rounding.dtype_of(name))
-            self._add(_Step(result, run, (name,), (result,)))
+            self._add(_Step(result, self._rounding.plain(name), (name,), (result,)))
         return result
 
     def _pack(self, name: str, packed: Packed) -> None:

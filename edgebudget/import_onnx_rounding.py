@@ -70,19 +70,26 @@ class Rounding:
     def __init__(self, signed: bool) -> None:
         self.grids: dict[str, Grid] = {}  # float values that come from integers
         self._signed = signed
-        self._shifted: dict[str, torch.dtype] = {}  # integer values: the dtype ONNX says
+        self._shifted: dict[str, tuple[Grid, torch.dtype]] = {}  # and the dtype ONNX says
 
     def is_shifted(self, name: str) -> bool:
         """Whether an integer value is signed here and unsigned in the graph."""
         return name in self._shifted
 
-    def dtype_of(self, name: str) -> torch.dtype:
-        """The type that the graph says of a shifted value."""
-        return self._shifted[name]
+    def moved(self, source: str, names: Iterable[str]) -> None:
+        """Values that only move a shifted one are shifted as well."""
+        self._shifted.update((n, self._shifted[source]) for n in names if n)
 
-    def shift(self, names: Iterable[str], dtype: torch.dtype) -> None:
-        """Values that only move shifted ones are shifted as well."""
-        self._shifted.update((n, dtype) for n in names if n)
+    def plain(self, name: str) -> Run:
+        """What makes a shifted value the unsigned integers that the graph says.
+
+        Through the numbers that they stand for: engines take an integer tensor to have one grid.
+        """
+        grid, dtype = self._shifted[name]
+        settings = (grid.scale, grid.zero, grid.low, grid.high, grid.dtype)
+        factor, offset = 1.0 / grid.scale, grid.zero - grid.low + 0.5  # a cast cuts off
+        ops = torch.ops.quantized_decomposed
+        return lambda q: (ops.dequantize_per_tensor(q, *settings) * factor + offset).to(dtype)
 
     def grid_of(self, call: Call) -> Grid | None:
         """The grid of a QuantizeLinear or DequantizeLinear; None where it has many steps."""
@@ -104,13 +111,14 @@ class Rounding:
         dtype = self._settings(call)[2]
         if call.node.op_type == "QuantizeLinear":
             if dtype != grid.dtype:
-                self._shifted[result] = dtype
+                self._shifted[result] = (grid, dtype)
             return Op(lambda x: ops.quantize_per_tensor(x, *settings), (source,))
         self.grids[result] = grid
         if source in self._shifted or dtype == grid.dtype:
             return Op(lambda q: ops.dequantize_per_tensor(q, *settings), (source,))
-        shifted = _shifted(grid)  # an input of the graph, which a caller gives unsigned
-        return Op(lambda q: ops.dequantize_per_tensor(shifted(q), *settings), (source,))
+        # An input of the graph, which a caller gives unsigned.
+        zero = float(grid.zero - grid.low)
+        return Op(lambda q: grid.round((q.to(torch.float32) - zero) * grid.scale), (source,))
 
     def packed(self, call: Call) -> Packed:
         """A stored integer tensor with its steps."""
@@ -175,18 +183,3 @@ class Rounding:
 def _signed(whole: Tensor) -> Tensor:
     dtype = _SIGNED[whole.dtype]
     return (whole.to(torch.int32) + torch.iinfo(dtype).min).to(dtype)
-
-
-def _shifted(grid: Grid) -> Run:
-    """Unsigned to signed, in operators that every runtime has: rounding at a step of one."""
-    ops = torch.ops.quantized_decomposed
-    settings = (1.0, grid.low, grid.low, grid.high, grid.dtype)
-    return lambda q: ops.quantize_per_tensor(q.to(torch.float32), *settings)
-
-
-def unshifted(dtype: torch.dtype) -> Run:
-    """Signed back to the unsigned type that the graph says."""
-    signed = _SIGNED[dtype]
-    low, high = torch.iinfo(signed).min, torch.iinfo(signed).max
-    ops = torch.ops.quantized_decomposed
-    return lambda q: ops.dequantize_per_tensor(q, 1.0, low, low, high, signed).to(dtype)

@@ -21,7 +21,8 @@ from edgebudget.target import NodePlacement
 from edgebudget_runtime.errors import ArtifactError
 
 _SUFFIX = ".graph.onnx"
-_KEPT_BYTES = 4096  # steps, zero points, shapes and the like keep their values
+_KEPT_BYTES = 4096  # shapes and the like keep their values, and so do all steps and zero points
+_ROUND = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _LEFT_OUT = "left out"
 _HASH, _NODES = "edgebudget.graph_sha256", "edgebudget.placement"
 
@@ -57,8 +58,9 @@ def write_description(model: onnx.ModelProto, file: Path, placed: Sequence[NodeP
     """Write what `file` was lowered from, and where its nodes went, beside it."""
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
+    steps = {n for node in slim.graph.node if node.op_type in _ROUND for n in node.input[1:]}
     for tensor in slim.graph.initializer:
-        if tensor.ByteSize() > _KEPT_BYTES:
+        if tensor.ByteSize() > _KEPT_BYTES and tensor.name not in steps:
             _leave_out(tensor)
     slim.metadata_props.clear()
     facts = {

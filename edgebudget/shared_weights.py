@@ -20,6 +20,7 @@ from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
 
 from edgebudget import graph
 from edgebudget.onnx_shapes import TensorInfo, dtype_name
+from edgebudget.segment_graph import read_graph
 from edgebudget_runtime.elastic import Sharing
 from edgebudget_runtime.errors import ArtifactError
 
@@ -60,17 +61,24 @@ def write(model: ModelProto, file: Path) -> tuple[Path, ...]:
 
 
 def share(file: Path) -> tuple[Path, ...]:
-    """Move the weights of a segment that a target has written out of it; see `write`, `read`."""
-    return write(read(file), file)
+    """Move the weights of a segment that a target has written out of it; see `write`, `read`.
+
+    Files of another format keep theirs.
+    """
+    return write(read(file), file) if _is_onnx(file) else ()
 
 
 def read(file: Path) -> ModelProto:
     """Read a segment with its weights embedded, for counting or for engines that need one file.
 
+    For a file of another format it is the graph that this was made of, without large weights.
+
     Raises:
         ArtifactError: EB530 the file is no ONNX model, EB531 a weights file is missing or named
             otherwise than `write` does, EB535 a weights file holds something else.
     """
+    if not _is_onnx(file):
+        return read_graph(file)
     model = _parsed(file)
     for tensor in graph.tensors(model.graph):
         if not external_data_helper.uses_external_data(tensor):
@@ -87,6 +95,8 @@ def files(file: Path) -> tuple[Path, ...]:
     Raises:
         ArtifactError: EB530 and EB531, as `read`; their content is not looked at.
     """
+    if not _is_onnx(file):
+        return ()
     found = [
         _place(t, file)
         for t in graph.tensors(_parsed(file).graph)
@@ -108,6 +118,10 @@ def sharing(segments: Iterable[Segment], subnetworks: Iterable[SubNetwork]) -> S
         separate_bytes=sum(sizes),
         largest_bytes=max(sizes, default=0),
     )
+
+
+def _is_onnx(file: Path) -> bool:
+    return file.suffix == ".onnx"
 
 
 def _deployed(segment: Segment) -> tuple[File, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget import target_registry
@@ -206,6 +206,32 @@ def test_a_missing_or_foreign_engine_says_what_to_install(
     assert not target.available().ok
     with pytest.raises(TargetError, match=rf"EB601.*{why}(.|\n)*edgebudget\[executorch\]"):
         target.lower(quantized, tmp_path, "main")
+
+
+def test_unsigned_bytes_cross_the_edges(target: XnnpackTarget, tmp_path: Path) -> None:
+    """What a segment hands to the next one may be bytes, with any zero point."""
+    rng = np.random.default_rng(0)
+    stored = {
+        "s": np.float32(0.1),
+        "z": np.uint8(100),
+        "t": np.float32(0.3),
+        "w": rng.standard_normal((4, 3, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s", "z"], ["a"], "in"),
+        helper.make_node("Conv", ["a", "w"], ["b"], "conv"),
+        helper.make_node("QuantizeLinear", ["b", "t", "z"], ["y"], "out"),
+    ]
+    shapes = {"x": [1, 3, 4, 4], "y": [1, 4, 4, 4]}
+    x, y = (helper.make_tensor_value_info(k, TensorProto.UINT8, v) for k, v in shapes.items())
+    weights = [numpy_helper.from_array(np.asarray(v), k) for k, v in stored.items()]
+    body = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    file = target.lower(graphs.program(model), tmp_path, "main").file
+    inputs = {"x": rng.integers(0, 256, (1, 3, 4, 4)).astype(np.uint8)}
+    got, want = target.open(file).run(inputs)["y"], graphs.run(model, inputs)["y"]
+    assert got.dtype == np.uint8
+    assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
 
 
 def test_a_module_cannot_be_lowered(target: XnnpackTarget, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 import edgebudget
 from edgebudget.cli import main
 from edgebudget.count_onnx import count_graph
+from edgebudget.elastic_compile import Elastic
 from edgebudget.segment_graph import graph_hash, read_graph
 from edgebudget_runtime import Budget, Runner, executorch_program
-from edgebudget_runtime.errors import ArtifactError, TargetError, UnsupportedError, UsageError
+from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 from edgebudget_runtime.manifest import Manifest
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed")
@@ -71,11 +72,7 @@ def test_commands_read_it(
     assert main(["report", str(artifact), "--out", str(tmp_path / "r.html")]) == 0
     capfd.readouterr()
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 8, 8), np.float32))
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from edgebudget.cli import main; sys.exit(main())",
-    ]
+    code = "import sys; from edgebudget.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "run", str(artifact), str(tmp_path / "x.npy"), "--json"],
         capture_output=True,
@@ -115,10 +112,23 @@ def test_a_damaged_file_is_found_before_it_is_loaded(artifact: Path, tmp_path: P
         Runner(copy)
 
 
-def test_several_sub_networks_are_refused(tmp_path: Path) -> None:
-    from edgebudget.elastic_compile import Elastic
-
-    with pytest.raises(UnsupportedError, match=r"EB246.*cpu:xnnpack"):
-        edgebudget.compile(
-            "digits", out=tmp_path / "out", target="cpu:xnnpack", elastic=Elastic(("exit",))
-        )
+def test_several_sub_networks_share_their_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exits are segments one after the other, so that each weight is stored once."""
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    edgebudget.compile("digits", out=out, target="cpu:xnnpack", elastic=Elastic(("exit",)))
+    manifest = Manifest.load(out)
+    paths = [s.path for s in manifest.subnetworks]
+    longest = max(paths, key=len)
+    assert len(longest) > 1
+    assert all(longest[: len(p)] == p for p in paths)
+    assert {s.file.rpartition(".")[2] for s in manifest.segments} == {"pte"}
+    assert manifest.sharing is not None
+    assert manifest.sharing.stored_bytes == manifest.sharing.largest_bytes
+    x = np.random.default_rng(0).random((1, 1, 8, 8), dtype=np.float32)
+    with Runner(out) as runner:
+        for subnetwork in manifest.subnetworks:
+            outcome = runner.run({"image": x}, policy=f"fixed:{subnetwork.id}")
+            assert outcome.ran == subnetwork.path
