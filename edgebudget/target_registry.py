@@ -18,7 +18,7 @@ from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UnsupportedE
 
 # Families that a user may well ask for; building them is not done, and saying so beats a
 # "did you mean". Each is a whole name, or a prefix up to ":", "-" or "/".
-_PLANNED = ("gpu", "npu:ethos", "npu:coreml", "cpu:openvino")
+_PLANNED = ("gpu", "npu:coreml", "cpu:openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,12 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
     if not devices:
         only = _BuiltIn(factory, _spec(base, shared, {}))
         return dict.fromkeys([base, *table.get("aliases", [])], only)
+    start = base + table.get("separator", "/")
     found = {
-        f"{base}/{key}": _BuiltIn(factory, _spec(f"{base}/{key}", shared, own))
+        f"{start}{key}": _BuiltIn(factory, _spec(f"{start}{key}", shared, own))
         for key, own in devices.items()
     }
-    default = found[f"{base}/{table['default']}"]
+    default = found[start + table["default"]]
     return found | dict.fromkeys([base, *table.get("aliases", [])], default)
 
 

@@ -57,12 +57,20 @@ class _Engine:
         self._methods: list[Method] = []
 
     def answer(self, request: Message, arrays: Sequence[Any]) -> tuple[Message, list[Any]]:
-        """Do one thing: "lower", "open", "run" or "time"."""
+        """Do one thing: "lower", "lower ethos-u", "tosa", "open", "run" or "time"."""
         do = request["do"]
         if do == "lower":
             from edgebudget_targets._xnnpack_lower import lower
 
             return lower(Path(request["graph"]), Path(request["out"])), []
+        if do == "lower ethos-u":
+            from edgebudget_targets import _ethos_lower
+
+            return _ethos_lower.lower(Path(request["graph"]), Path(request["out"]), request), []
+        if do == "tosa":
+            from edgebudget_targets._tosa_model import run
+
+            return {}, run(Path(request["file"]), arrays)
         if do == "open":
             return self._open(request["files"], request["threads"]), []
         if do == "run":

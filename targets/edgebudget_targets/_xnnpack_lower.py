@@ -6,7 +6,7 @@ Imports torch and executorch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +21,11 @@ from onnx import TensorProto, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget.import_onnx import ImportedGraph, import_graph
+from edgebudget_targets._executorch_origin import left_out, origin
 
 _LOGGER = "executorch.backends.xnnpack.partition"
 _ROUNDS = 3  # each makes stored tensors float that the one before left in integers
 _UNPACK = "dequantize"
-_PLUMBING = ("executorch_call_delegate", "getitem")
 
 
 @dataclass
@@ -53,7 +53,7 @@ def lower(source: Path, out: Path) -> dict[str, Any]:
         with _reasons(module) as why, torch.no_grad():
             exported = torch.export.export(module, example)
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        left = _left(lowered.exported_program(), module)
+        left = left_out(lowered.exported_program(), module)
         # A layer that has no integer kernel after all multiplies float weights.
         packed = {n for n in _stored_integers(model) if n in left}
         if not packed:
@@ -111,7 +111,7 @@ def _reasons(module: ImportedGraph) -> Iterator[dict[str, str]]:
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
-            name = None if node is None else _origin(node, module)
+            name = None if node is None else origin(node, module)
             if name and reason:
                 found.setdefault(name, f"XNNPACK: {' '.join(str(reason).split())}")
 
@@ -125,29 +125,6 @@ def _reasons(module: ImportedGraph) -> Iterator[dict[str, str]]:
     finally:
         logger.removeHandler(listener)
         logger.level, logger.propagate = before
-
-
-def _left(program: Any, module: ImportedGraph) -> dict[str, str]:
-    """Nodes with an operator outside XNNPACK, and what that is called."""
-    left: dict[str, str] = {}
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        op = getattr(node.target, "__name__", str(node.target))
-        if any(p in op for p in _PLUMBING):
-            continue
-        name = _origin(node, module) or f"#{node.name}"
-        left.setdefault(name, op)
-    return left
-
-
-def _origin(node: Any, module: ImportedGraph) -> str | None:
-    """The ONNX node that an exported operator comes from."""
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    for path, _ in reversed(list(stack.values())):
-        if str(path).startswith("steps."):
-            return module.node_names.get(str(path).removeprefix("steps."))
-    return None
 
 
 def _no_kernel(op: str) -> str:
