@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph as graphs
+from edgebudget.workload import Array
 
 
 def for_ethos(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -58,11 +59,12 @@ def _means(model: onnx.ModelProto) -> None:
             continue
         channels, area = shape[1], shape[2] * shape[3]
         start = f"{node.name or node.output[0]}.ones"
-        for name, array in {
+        stored: dict[str, Array] = {
             f"{start}.q": np.ones((channels, 1, *shape[2:]), np.int8),
             f"{start}.scale": np.asarray(1 / area, np.float32),
             f"{start}.zero": np.asarray(0, np.int8),
-        }.items():
+        }
+        for name, array in stored.items():
             model.graph.initializer.append(numpy_helper.from_array(array, name))
         model.graph.node.append(
             helper.make_node(

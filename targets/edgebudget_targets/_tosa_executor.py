@@ -117,4 +117,4 @@ def _from_integers(values: Array, edge: _Edge) -> Array:
     found = values.reshape(-1, *edge.shape[1:]).astype(np.int32) + edge.shift
     if not edge.is_float:
         return found.astype(edge.dtype)
-    return ((found - edge.zero).astype(np.float32) * edge.scale).astype(np.float32)
+    return np.asarray((found - edge.zero).astype(np.float32) * edge.scale, np.float32)
