@@ -109,7 +109,7 @@ def _to_integers(value: Array, edge: _Edge) -> Array:
         return (value.astype(np.int32) - edge.shift).astype(edge.signed)
     limits = np.iinfo(edge.dtype)
     whole = np.rint(value.astype(np.float32) / edge.scale) + edge.zero
-    return (np.clip(whole, limits.min, limits.max) - edge.shift).astype(edge.signed)
+    return np.asarray(np.clip(whole, limits.min, limits.max) - edge.shift, edge.signed)
 
 
 def _from_integers(values: Array, edge: _Edge) -> Array:
