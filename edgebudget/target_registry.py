@@ -6,7 +6,7 @@ import difflib
 import importlib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ _PLANNED = ("gpu", "npu:coreml", "cpu:openvino")
 class _BuiltIn:
     factory: str  # "module:attribute", called with the spec
     spec: TargetSpec
+    is_device: bool = False  # one of a family's, not its own or another name
 
 
 def names() -> tuple[str, ...]:
@@ -74,10 +75,10 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
         return dict.fromkeys([base, *table.get("aliases", [])], only)
     start = base + table.get("separator", "/")
     found = {
-        f"{start}{key}": _BuiltIn(factory, _spec(f"{start}{key}", shared, own))
+        f"{start}{key}": _BuiltIn(factory, _spec(f"{start}{key}", shared, own), is_device=True)
         for key, own in devices.items()
     }
-    default = found[start + table["default"]]
+    default = replace(found[start + table["default"]], is_device=False)
     return found | dict.fromkeys([base, *table.get("aliases", [])], default)
 
 
@@ -118,8 +119,8 @@ def _load(entry: EntryPoint) -> Target:
 
 def _refusal(name: str) -> EdgeBudgetError:
     known = names()
-    families = [n for n in known if "/" not in n]
-    devices = [n for n in known if "/" in n]
+    devices = [n for n, known_as in _built_in().items() if known_as.is_device]
+    families = [n for n in known if n not in devices]
     there = f"there are {', '.join(families)}, and {len(devices)} devices such as {devices[0]}"
     for planned in _PLANNED:
         if name == planned or name.startswith((f"{planned}:", f"{planned}-", f"{planned}/")):
