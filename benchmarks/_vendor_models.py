@@ -81,7 +81,7 @@ class _Pooled(nn.Module):
         self.head = nn.Linear(channels, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
-        # Not `.mean((2, 3))`: without kept axes, Vela writes the last map transposed, at 40 M cycles.
+        # Not `.mean((2, 3))`: without kept axes the last map is written transposed, 40 M cycles.
         pooled = nn.functional.adaptive_avg_pool2d(self.body(image), 1).flatten(1)
         scores: Tensor = self.head(pooled)
         return scores
