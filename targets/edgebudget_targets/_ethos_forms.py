@@ -42,9 +42,9 @@ def _float_edges(model: onnx.ModelProto) -> None:
 
 
 def _means(model: onnx.ModelProto) -> None:
-    """GlobalAveragePool becomes a convolution with ones: one rounding of the exact sum.
+    """Average pooling becomes a convolution with ones: one rounding of the exact sum.
 
-    The compiler's own pooling keeps the input's step, which is coarse for a mean.
+    The compiler's own pooling takes input and output to have the same step.
     """
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
@@ -54,13 +54,15 @@ def _means(model: onnx.ModelProto) -> None:
     del model.graph.node[:]
     for node in nodes:
         shape = shapes.get(node.input[0], []) if node.input else []
-        if node.op_type != "GlobalAveragePool" or len(shape) != 4 or not all(shape):
+        window = _window(node, shape[2:]) if len(shape) == 4 and all(shape) else None
+        if window is None:
             model.graph.node.append(node)
             continue
-        channels, area = shape[1], shape[2] * shape[3]
+        channels, kernel = shape[1], window.pop("kernel_shape")
+        area = kernel[0] * kernel[1]
         start = f"{node.name or node.output[0]}.ones"
         stored: dict[str, Array] = {
-            f"{start}.q": np.ones((channels, 1, *shape[2:]), np.int8),
+            f"{start}.q": np.ones((channels, 1, *kernel), np.int8),
             f"{start}.scale": np.asarray(1 / area, np.float32),
             f"{start}.zero": np.asarray(0, np.int8),
         }
@@ -81,6 +83,25 @@ def _means(model: onnx.ModelProto) -> None:
                 list(node.output),
                 name=node.name,
                 group=channels,
-                kernel_shape=shape[2:],
+                kernel_shape=kernel,
+                **window,
             )
         )
+
+
+def _window(node: onnx.NodeProto, size: list[int]) -> dict[str, list[int]] | None:
+    """Kernel, strides and pads of a pool that weighs all it covers alike; None for others."""
+    if node.op_type == "GlobalAveragePool":
+        return {"kernel_shape": size}
+    found = graphs.attributes(node)
+    pads = list(found.get("pads", [0] * 4))
+    even = not any(pads) or bool(found.get("count_include_pad", 0))
+    plain = not found.get("ceil_mode", 0) and set(found.get("dilations", [1])) == {1}
+    automatic = found.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", b"NOTSET", b"VALID")
+    if node.op_type != "AveragePool" or not even or not plain or automatic:
+        return None
+    return {
+        "kernel_shape": list(found["kernel_shape"]),
+        "strides": list(found.get("strides", [1, 1])),
+        "pads": pads,
+    }

@@ -24,6 +24,10 @@ from edgebudget_targets._ethos_forms import for_ethos
 from edgebudget_targets._executorch_origin import left_out, origin
 
 _FLOAT = "it is computed in float: no rounding before or behind it"
+# Operators that the back end's own quantizer rewrites first: left as they are, it takes input and
+# output to have the same step, or fails.
+_UNSAFE = ("mean", "avg_pool")
+_INEXACT = "the compiler has no integer form of it that keeps its numbers"
 # Activations that the compiler takes together with the operator before them.
 _FUSED = ("relu", "hardtanh", "clamp")
 
@@ -90,7 +94,9 @@ class _Partitioner(EthosUPartitioner):  # type: ignore[misc]
                 name = origin(node, module)
                 if name:
                     text = " ".join(str(reason).split())
-                    found.setdefault(name, _FLOAT if "not marked as quantized" in text else text)
+                    if "not marked as quantized" in text:
+                        text = _INEXACT if _unsafe(node) else _FLOAT
+                    found.setdefault(name, text)
         return found
 
 
@@ -102,7 +108,7 @@ def _mark_integers(exported: Any) -> None:
     nodes = [n for n in exported.graph.nodes if n.op == "call_function"]
     marked: set[Any] = set()
     for node in nodes:
-        if _rounds(node):
+        if _rounds(node) or _unsafe(node):
             continue
         reads = all(_unpacks(a) or a in marked for a in node.all_input_nodes)
         if reads and _rounded(node):
@@ -119,6 +125,10 @@ def _rounded(node: Any) -> bool:
         or (("getitem" in str(u.target) or any(f in str(u.target) for f in _FUSED)) and _rounded(u))
         for u in node.users
     )
+
+
+def _unsafe(node: Any) -> bool:
+    return any(u in str(node.target) for u in _UNSAFE)
 
 
 def _rounds(node: Any) -> bool:

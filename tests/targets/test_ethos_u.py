@@ -138,6 +138,26 @@ def test_a_node_that_the_npu_refuses_is_named(target: EthosUTarget, tmp_path: Pa
         target.open(lowered.file, exact=True)
 
 
+@pytest.mark.parametrize(
+    ("padding", "on_npu"), [([0, 0, 0, 0], True), ([1, 1, 1, 1], False)], ids=["plain", "padded"]
+)
+def test_average_pooling_is_exact_or_left_to_the_cpu(
+    target: EthosUTarget, tmp_path: Path, padding: list[int], on_npu: bool
+) -> None:
+    """The back end's own pooling ignores that input and output have different steps."""
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 8))
+    pool = net.add("AveragePool", a, kernel_shape=[3, 3], strides=[2, 2], pads=padding, out="pool")
+    d = net.add("Flatten", net.add("GlobalAveragePool", net.conv(pool, 8, 8, k=1)))
+    model = net.model(net.add("Gemm", d, net.weight(5, 8), transB=1, out="y"))
+    file = target.lower(_integer(graphs.program(model), target), tmp_path, "main").file
+    left = {n.name for n in target.placement(file).fallback}
+    assert ("pool" not in left) == on_npu
+    if on_npu:
+        exact, fast = (target.open(file, exact=e).run({"x": batch()})["y"] for e in (True, False))
+        assert np.abs(exact - fast).max() <= output_steps(file)["y"] * 1.001
+
+
 def test_an_operator_that_crashes_the_compiler_is_refused_before(tmp_path: Path) -> None:
     net = Net()
     k = net.store(np.asarray([3]))
