@@ -84,7 +84,8 @@ def _means(model: onnx.ModelProto) -> None:
                 name=node.name,
                 group=channels,
                 kernel_shape=kernel,
-                **window,
+                strides=window["strides"],
+                pads=window["pads"],
             )
         )
 
@@ -92,7 +93,7 @@ def _means(model: onnx.ModelProto) -> None:
 def _window(node: onnx.NodeProto, size: list[int]) -> dict[str, list[int]] | None:
     """Kernel, strides and pads of a pool that weighs all it covers alike; None for others."""
     if node.op_type == "GlobalAveragePool":
-        return {"kernel_shape": size}
+        return {"kernel_shape": size, "strides": [1, 1], "pads": [0] * 4}
     found = graphs.attributes(node)
     pads = list(found.get("pads", [0] * 4))
     even = not any(pads) or bool(found.get("count_include_pad", 0))
