@@ -64,7 +64,7 @@ def _missing() -> str:
     from edgebudget import target_registry
 
     target = target_registry.get("gpu")
-    if not target.available().ok or not target.spec.measures_latency:
+    if not target.available().ok or not target.spec.tells:
         return f"no GPU: {target.available().why}"
     if find_spec("pynvml") is None:
         return 'no NVML: pip install "edgebudget[energy]"'

@@ -70,13 +70,18 @@ def read_segment_graph(folder: Path, segment: Segment) -> onnx.ModelProto:
     return read_graph(beside[0], weights=False)
 
 
-def write_description(model: onnx.ModelProto, file: Path, placed: Sequence[NodePlacement]) -> Path:
-    """Write what `file` was lowered from, and where its nodes went, beside it."""
+def write_description(
+    model: onnx.ModelProto, file: Path, placed: Sequence[NodePlacement], *, whole: bool = False
+) -> Path:
+    """Write what `file` was lowered from, and where its nodes went, beside it.
+
+    `whole` keeps all values, so that another engine can run the graph in the file's stead.
+    """
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
     steps = {n for node in slim.graph.node if node.op_type in _ROUND for n in node.input[1:]}
     for tensor in slim.graph.initializer:
-        if tensor.ByteSize() > _KEPT_BYTES and tensor.name not in steps:
+        if not whole and tensor.ByteSize() > _KEPT_BYTES and tensor.name not in steps:
             _leave_out(tensor)
     slim.metadata_props.clear()
     facts = {

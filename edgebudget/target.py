@@ -83,6 +83,7 @@ class Lowered:
     file: Path
     extra: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    memory: Figure | None = None  # bytes, where the engine's compiler says what it needs
 
 
 class Executor(Protocol):

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UnsupportedE
 
 # Families that a user may well ask for; building them is not done, and saying so beats a
 # "did you mean". Each is a whole name, or a prefix up to ":", "-" or "/".
-_PLANNED = ("gpu:vulkan", "npu:ethos", "npu:coreml", "cpu:openvino")
+_PLANNED = ("gpu:vulkan", "npu:coreml", "cpu:openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class _BuiltIn:
     factory: str  # "module:attribute", called with the spec
     spec: TargetSpec
     combine: str = ""  # the same, called with the targets of several devices: FAMILY/A+B
+    is_device: bool = False  # one of a family's, not its own or another name
 
 
 def names() -> tuple[str, ...]:
@@ -99,13 +100,14 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
     if not devices:
         only = _BuiltIn(factory, _spec(base, shared, {}))
         return dict.fromkeys([base, *table.get("aliases", [])], only)
+    start = base + table.get("separator", "/")
     found = {
-        f"{base}/{key}": _BuiltIn(
-            factory, _spec(f"{base}/{key}", shared, own), table.get("combine", "")
+        f"{start}{key}": _BuiltIn(
+            factory, _spec(f"{start}{key}", shared, own), table.get("combine", ""), is_device=True
         )
         for key, own in devices.items()
     }
-    default = found[f"{base}/{table['default']}"]
+    default = replace(found[start + table["default"]], is_device=False)
     return found | dict.fromkeys([base, *table.get("aliases", [])], default)
 
 
@@ -146,8 +148,8 @@ def _load(entry: EntryPoint) -> Target:
 
 def _refusal(name: str) -> EdgeBudgetError:
     known = names()
-    families = [n for n in known if "/" not in n]
-    devices = [n for n in known if "/" in n]
+    devices = [n for n, known_as in _built_in().items() if known_as.is_device]
+    families = [n for n in known if n not in devices]
     there = f"there are {', '.join(families)}, and {len(devices)} devices such as {devices[0]}"
     for planned in _PLANNED:
         if name == planned or name.startswith((f"{planned}:", f"{planned}-", f"{planned}/")):

@@ -136,6 +136,8 @@ def file_cost(lowered: Lowered, program: Program) -> Cost:
     body = read_graph(lowered.file)
     cost = static_cost(replace(program, stage="graph", body=body), counted_where(lowered.file))
     needed = lowered.file.stat().st_size
+    if lowered.memory is not None:
+        cost = replace(cost, memory_bytes=lowered.memory)
     return replace(cost, size_bytes=counted(needed, f"size of {lowered.file.name}"))
 
 

@@ -57,7 +57,7 @@ class _Engine:
         self._methods: list[Method] = []
 
     def answer(self, request: Message, arrays: Sequence[Any]) -> tuple[Message, list[Any]]:
-        """Do one thing: "lower", "open", "run" or "time".
+        """Do one thing: "lower", "lower ethos-u", "tosa", "open", "run" or "time".
 
         "run" takes the loaded program at `index`.
         """
@@ -67,6 +67,14 @@ class _Engine:
 
             graphs = {k: Path(v) for k, v in request["graphs"].items()}
             return {"left": lower(graphs, Path(request["out"]))}, []
+        if do == "lower ethos-u":
+            from edgebudget_targets import _ethos_lower
+
+            return _ethos_lower.lower(Path(request["graph"]), Path(request["out"]), request), []
+        if do == "tosa":
+            from edgebudget_targets._tosa_model import run
+
+            return {}, run(Path(request["file"]), arrays)
         if do == "open":
             return self._open(request["files"], request["methods"], request["threads"]), []
         if do == "run":

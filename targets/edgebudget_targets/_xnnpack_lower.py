@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +18,11 @@ from executorch.exir import to_edge_transform_and_lower
 from onnx import TensorProto, numpy_helper
 
 from edgebudget import graph as graphs
-from edgebudget.import_onnx import ImportedGraph, import_graph
+from edgebudget.import_onnx import import_graph
+from edgebudget_targets._executorch_origin import left_out, step
 
 _LOGGER = "executorch.backends.xnnpack.partition"
 _ROUNDS = 3  # each makes stored tensors float that the one before left in integers
-_PLUMBING = ("executorch_call_delegate", "getitem")
 
 
 def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
@@ -48,7 +47,7 @@ def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
                 k: torch.export.export(modules[k], _example(model)) for k, model in models.items()
             }
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
-        left = {k: _left(lowered.exported_program(k), module) for k, module in modules.items()}
+        left = {k: left_out(lowered.exported_program(k), module) for k, module in modules.items()}
         # A layer that has no integer kernel after all multiplies float weights.
         packed = {k: {*_stored_integers(model)} & {*left[k]} for k, model in models.items()}
         if not any(packed.values()):
@@ -115,9 +114,9 @@ def _reasons() -> Iterator[dict[str, str]]:
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
-            step = "" if node is None else _step(node)
-            if step and reason:
-                found.setdefault(step, f"XNNPACK: {' '.join(str(reason).split())}")
+            name = "" if node is None else step(node)
+            if name and reason:
+                found.setdefault(name, f"XNNPACK: {' '.join(str(reason).split())}")
 
     logger, listener = logging.getLogger(_LOGGER), Listener()
     before = logger.level, logger.propagate
@@ -129,29 +128,6 @@ def _reasons() -> Iterator[dict[str, str]]:
     finally:
         logger.removeHandler(listener)
         logger.level, logger.propagate = before
-
-
-def _left(program: Any, module: ImportedGraph) -> dict[str, str]:
-    """Nodes with an operator outside XNNPACK, and what that is called."""
-    left: dict[str, str] = {}
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        op = getattr(node.target, "__name__", str(node.target))
-        if any(p in op for p in _PLUMBING):
-            continue
-        name = module.node_names.get(_step(node)) or f"#{node.name}"
-        left.setdefault(name, op)
-    return left
-
-
-def _step(node: Any) -> str:
-    """The step of the imported module that an exported operator comes from, "" for none."""
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    for path, _ in reversed(list(stack.values())):
-        if str(path).startswith("steps."):
-            return str(path).removeprefix("steps.")
-    return ""
 
 
 def _no_kernel(op: str) -> str:

@@ -17,9 +17,12 @@ import numpy as np
 
 from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 from edgebudget_runtime.inputs import Array
-from edgebudget_runtime.manifest import Manifest, Segment, Tensor
+from edgebudget_runtime.manifest import File, Manifest, Segment, Tensor
 
 SUFFIX = ".pte"
+# Engines whose `.pte` files only the device runs: the graph beside the file stands in here.
+_ONLY_ON_DEVICE = frozenset({"executorch-ethos-u"})
+_GRAPH = ".graph.onnx"
 _INSTALL = 'pip install "edgebudget[executorch]"'
 _ONLY = "forward"  # the method of a program that has one; of several, each has its segment's id
 _opening = Lock()
@@ -28,7 +31,25 @@ _pool: list[int] = []  # how many threads the process's one pool has, once it is
 
 def is_needed(manifest: Manifest) -> bool:
     """Whether ExecuTorch runs an artifact."""
-    return any(s.file.endswith(SUFFIX) for s in manifest.segments)
+    return manifest.target.engine not in _ONLY_ON_DEVICE and any(
+        s.file.endswith(SUFFIX) for s in manifest.segments
+    )
+
+
+def stand_in(manifest: Manifest, segment: Segment) -> File | None:
+    """The ONNX file that runs in a segment's stead, where its own format needs the device."""
+    if manifest.target.engine not in _ONLY_ON_DEVICE or not segment.file.endswith(SUFFIX):
+        return None
+    wanted = segment.file.removesuffix(SUFFIX) + _GRAPH
+    found = next((f for f in segment.files() if f.file == wanted), None)
+    if found is None:
+        raise ArtifactError(
+            "EB509",
+            f"{segment.file} needs {manifest.target.device}, and {wanted}, which could stand in "
+            "for it here, is not in the artifact",
+            hint="run it on the device, or compile again",
+        )
+    return found
 
 
 def installed_version() -> str:

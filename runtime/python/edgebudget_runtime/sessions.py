@@ -41,6 +41,7 @@ class Sessions:
         self._providers, self._options, self._threads = providers, options, threads
         self._limit = limit_bytes
         self._traces = traces  # a folder for the engine's own profiles
+        self._manifest = manifest
         self._segments = {s.id: s for s in manifest.segments}
         self._opening = {s.id: Lock() for s in manifest.segments}
         self._open: OrderedDict[str, Any] = OrderedDict()
@@ -172,6 +173,9 @@ class Sessions:
         return session
 
     def _started(self, segment: Segment) -> Any:
+        instead = executorch_program.stand_in(self._manifest, segment)
+        if instead is not None:
+            return self._started_instead(segment, instead)
         if segment.file.endswith(executorch_program.SUFFIX):
             return self._started_program(segment)
         path = integrity.locate(self._folder, segment.file)
@@ -193,6 +197,21 @@ class Sessions:
         names = [posixpath.relpath(f.file, base) for f in segment.extra]
         weights = dict(zip(names, extra, strict=True))
         return engine.open_session(path, model=model, weights=weights, **settings)
+
+    def _started_instead(self, segment: Segment, graph: File) -> Any:
+        """The graph that a device's file was made of, in the CPU engine."""
+        if self._providers[0] != engine.CPU:
+            raise UsageError(
+                "EB175",
+                f"{segment.file} needs its device; only the CPU engine can stand in, not "
+                f"{self._providers[0]!r}",
+                hint="leave providers out",
+            )
+        model = integrity.read(self._folder, graph, verify=self._verify)
+        path = integrity.locate(self._folder, graph.file)
+        return engine.open_session(
+            path, model=model, providers=self._providers, threads=self._threads
+        )
 
     def _started_program(self, segment: Segment) -> Any:
         if self._providers[0] != engine.CPU:

@@ -1,0 +1,108 @@
+"""What an integer graph must look like for Ethos-U's compiler to keep its numbers.
+
+Imports onnx.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgebudget import graph as graphs
+from edgebudget.workload import Array
+
+
+def for_ethos(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function with float edges, and means over a picture as convolutions."""
+    made = onnx.ModelProto()
+    made.CopyFrom(graphs.infer_shapes(model))
+    _float_edges(made)
+    _means(made)
+    return made
+
+
+def _float_edges(model: onnx.ModelProto) -> None:
+    """Integer inputs become float ones that are rounded: what the compiler takes off again."""
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        if kind.elem_type == TensorProto.FLOAT:
+            continue
+        readers = [n for n in model.graph.node if value.name in n.input]
+        if not readers or any(n.op_type != "DequantizeLinear" for n in readers):
+            continue
+        kind.elem_type = TensorProto.FLOAT
+        inner = f"{value.name}.integer"
+        for node in readers:
+            node.input[0] = inner
+        rounding = helper.make_node(
+            "QuantizeLinear", [value.name, *readers[0].input[1:]], [inner], name=inner
+        )
+        model.graph.node.insert(0, rounding)
+
+
+def _means(model: onnx.ModelProto) -> None:
+    """Average pooling becomes a convolution with ones: one rounding of the exact sum.
+
+    The compiler's own pooling takes input and output to have the same step.
+    """
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*model.graph.value_info, *model.graph.input)
+    }
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        shape = shapes.get(node.input[0], []) if node.input else []
+        window = _window(node, shape[2:]) if len(shape) == 4 and all(shape) else None
+        if window is None:
+            model.graph.node.append(node)
+            continue
+        channels, kernel = shape[1], window.pop("kernel_shape")
+        area = kernel[0] * kernel[1]
+        start = f"{node.name or node.output[0]}.ones"
+        stored: dict[str, Array] = {
+            f"{start}.q": np.ones((channels, 1, *kernel), np.int8),
+            f"{start}.scale": np.asarray(1 / area, np.float32),
+            f"{start}.zero": np.asarray(0, np.int8),
+        }
+        for name, array in stored.items():
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        model.graph.node.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{start}.q", f"{start}.scale", f"{start}.zero"],
+                [start],
+                name=start,
+            )
+        )
+        model.graph.node.append(
+            helper.make_node(
+                "Conv",
+                [node.input[0], start],
+                list(node.output),
+                name=node.name,
+                group=channels,
+                kernel_shape=kernel,
+                strides=window["strides"],
+                pads=window["pads"],
+            )
+        )
+
+
+def _window(node: onnx.NodeProto, size: list[int]) -> dict[str, list[int]] | None:
+    """Kernel, strides and pads of a pool that weighs all it covers alike; None for others."""
+    if node.op_type == "GlobalAveragePool":
+        return {"kernel_shape": size, "strides": [1, 1], "pads": [0] * 4}
+    found = graphs.attributes(node)
+    pads = list(found.get("pads", [0] * 4))
+    even = not any(pads) or bool(found.get("count_include_pad", 0))
+    plain = not found.get("ceil_mode", 0) and set(found.get("dilations", [1])) == {1}
+    automatic = found.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID", b"NOTSET", b"VALID")
+    if node.op_type != "AveragePool" or not even or not plain or automatic:
+        return None
+    return {
+        "kernel_shape": list(found["kernel_shape"]),
+        "strides": list(found.get("strides", [1, 1])),
+        "pads": pads,
+    }
