@@ -18,6 +18,7 @@ from typing import Any
 from edgebudget.events import Emit, Said, ignore
 from edgebudget_runtime.errors import ArtifactError, UsageError
 from edgebudget_runtime.integrity import sha256
+from edgebudget_runtime.profile import cache_folder
 
 _LAYOUT = "v1"
 _INDEX = "entry.json"
@@ -39,15 +40,6 @@ def key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def default_folder() -> Path:
-    """EDGEBUDGET_CACHE, or the user's cache folder."""
-    named = os.environ.get("EDGEBUDGET_CACHE")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "edgebudget"
-
-
 class Cache:
     """A folder of results. Several processes may use it at once.
 
@@ -56,7 +48,7 @@ class Cache:
     """
 
     def __init__(self, folder: Path | None = None, emit: Emit = ignore) -> None:
-        self.folder = (folder or default_folder()) / _LAYOUT
+        self.folder = (folder or cache_folder()) / _LAYOUT
         self._emit = emit
         self._lock: int | None = None
         self._work: dict[str, tuple[Path, int]] = {}  # key -> folder, handle that locks it

@@ -144,7 +144,7 @@ def test_the_place_comes_from_the_environment(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("EDGEBUDGET_CACHE", raising=False)
-    assert cache.default_folder() == tmp_path / "xdg" / "edgebudget"
+    assert cache.cache_folder() == tmp_path / "xdg" / "edgebudget"
     monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "mine"))
     assert Cache().folder.parent == tmp_path / "mine"
 

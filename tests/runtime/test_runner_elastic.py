@@ -323,3 +323,25 @@ def test_settings_out_of_range_are_refused(folder: Path) -> None:
         runner.run(ea.sure(), policy="nonsense")
     with pytest.raises(UsageError, match="EB185"):
         runner.run(ea.sure(), energy_mj=float("nan"))
+
+
+def test_energy_limits_by_stated_power(folder: Path, machine: Machine) -> None:
+    """Joules are power times this device's usual latencies, and say that they are modelled."""
+    told = ea.profile_of(folder)
+    with Runner(folder, threads=1, clock=machine, profile=told, power_w=2.0) as runner:
+        runner.warm_up()
+        least, *_, most = sorted(TOTAL_MS, key=lambda id: TOTAL_MS[id])
+        for id in (least, most):
+            out = runner.run(ea.unsure(), policy=f"fixed:{id}")
+            assert out.spent.energy_mj.value == pytest.approx(2.0 * TOTAL_MS[id])
+            assert out.spent.energy_mj.evidence == "modelled"
+        tight = runner.run(ea.unsure(), energy_mj=2.0 * TOTAL_MS[least] * 1.01)
+        assert (tight.subnetwork, tight.broke) == (least, ())
+        short = runner.run(ea.unsure(), energy_mj=TOTAL_MS[least])
+        assert [v.limit.resource for v in short.broke] == ["energy_mj"]
+
+
+@pytest.mark.parametrize("watts", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_power_that_is_none_is_refused(folder: Path, watts: float) -> None:
+    with pytest.raises(UsageError, match="EB174"):
+        Runner(folder, power_w=watts)

@@ -88,12 +88,16 @@ def digest(folder: Path) -> str:
     return sha256(folder / FILE)
 
 
-def default_folder() -> Path:
-    """Where profiles are kept: in EDGEBUDGET_CACHE, or the user's cache folder."""
+def cache_folder() -> Path:
+    """EDGEBUDGET_CACHE, or edgebudget's part of the user's cache folder."""
     named = os.environ.get("EDGEBUDGET_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(named) if named else Path(base) / "edgebudget"
-    return folder.expanduser() / "profiles"
+    return (Path(named) if named else Path(base) / "edgebudget").expanduser()
+
+
+def default_folder() -> Path:
+    """Where profiles are kept."""
+    return cache_folder() / "profiles"
 
 
 def default_file(artifact: str, device: Device) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +12,7 @@ from threading import Event, Lock, Thread
 from typing import Literal
 
 from edgebudget_runtime import engine, profile
+from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import Device
 from edgebudget_runtime.errors import EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
@@ -27,7 +30,7 @@ class Profiling:
 
     `given`: None is the file of this device in the user's cache folder, a path another file, a
     `Profile` one that is neither measured nor kept, False none. `note` says why a profile was
-    left aside.
+    left aside. `power_w` is the mean power that the user states, in watts.
     """
 
     def __init__(
@@ -37,7 +40,11 @@ class Profiling:
         device: Device,
         given: Given,
         on_drift: Callable[[float], None],
+        power_w: float | None = None,
     ) -> None:
+        if power_w is not None and not 0 < power_w < math.inf:
+            raise UsageError("EB174", f"power_w={power_w} is not positive", hint="state its watts")
+        self._power_w = power_w
         self._manifest, self._device, self._on_drift = manifest, device, on_drift
         self._ids = tuple(s.id for s in manifest.segments)
         self.note = ""
@@ -151,9 +158,21 @@ class Profiling:
         return Planner(
             self._manifest,
             usual=None if found is None else found.samples_ms,
-            energy=None if found is None else found.energy,
+            energy=None if found is None else self._energy(found),
             on_drift=self._on_drift,
         )
+
+    def _energy(self, found: Profile) -> Mapping[str, Figure]:
+        """By the stated power where every segment of a path was timed, else as the profile says."""
+        if self._power_w is None:
+            return found.energy
+        usual = {s: statistics.median(v) for s, v in found.samples_ms.items()}
+        modelled = {
+            sub.id: profile.path_energy(sub, sum(usual[s] for s in sub.path), self._power_w)
+            for sub in self._manifest.subnetworks
+            if usual.keys() >= set(sub.path)
+        }
+        return {**found.energy, **modelled}
 
     def _own(self, given: Profile) -> tuple[Profile | None, str]:
         if given.artifact != self._artifact or not set(given.samples_ms) <= set(self._ids):

@@ -44,6 +44,8 @@ class Runner:
     folder, measured in the background when a deadline is first asked for; a path, a `Profile`,
     or False for none (`profile_note` says why one was left aside). Segments are loaded when
     first needed; with `memory_limit_bytes`, those unused longest are dropped to stay within it.
+    `power_w` is the device's mean power while it answers, in watts: energy is then modelled as
+    that times the usual latency here, and is what the manifest says until the device is measured.
     `trace` names a file that gets a line of JSON for each answer. `threads` are the engine's for
     one input, `workers` those of `run_async`. `clock` gives seconds.
 
@@ -67,6 +69,7 @@ class Runner:
         profile: Given = None,
         memory_limit_bytes: int | None = None,
         workers: int | None = None,
+        power_w: float | None = None,
         trace: Path | str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -89,10 +92,11 @@ class Runner:
         self._threads = Threads(workers)
         self._telemetry = Telemetry(None if trace is None else Path(trace), clock)
         device = here(*self._engine_version(), threads or engine.default_threads())
-        several = len(self.manifest.subnetworks) > 1
+        told = power_w is not None or len(self.manifest.subnetworks) > 1
         self._profiling = Profiling(
-            self.folder, self.manifest, device, profile if several else False, self._drifted
+            self.folder, self.manifest, device, profile if told else False, self._drifted, power_w
         )
+        self._power_w = power_w
         self._named: dict[str, Policy] = {}
         self._policy = self._resolved(policy)
         planner = self._profiling.planner
@@ -267,7 +271,8 @@ class Runner:
         wish = Wish(self._resolved(chosen), start, latency_ms, energy_mj, fill)
         planner = self._profiling.planner
         state, _, places = self._accepted(planner, given)
-        if latency_ms is not None and self._profiling.wanted:
+        timed = latency_ms is not None or (energy_mj is not None and self._power_w is not None)
+        if timed and self._profiling.wanted:
             self._profiling.start(self._segments, state)
         way = Way(self._segments, planner, self._view(planner, places, macs, energy_mj), wish)
         way.go(state)
