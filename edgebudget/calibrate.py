@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgebudget import registry
-from edgebudget.cache import default_folder
 from edgebudget.datasets import Arrays
 from edgebudget.events import Advanced, Emit, Finished, Said, Started
 from edgebudget.kernels import Kernel, Observation
@@ -28,6 +27,7 @@ from edgebudget.tasks import make
 from edgebudget.workload import Data
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import EdgeBudgetError, TargetError
+from edgebudget_runtime.profile import cache_folder
 
 if TYPE_CHECKING:
     from edgebudget.target import CalibratedTarget, Target
@@ -76,7 +76,7 @@ class Log:
 
 def log_file(device: Device) -> Path:
     """Where results about this device and engine are kept, in the user's cache folder."""
-    return default_folder() / "calibration" / f"{device.fingerprint}.jsonl"
+    return cache_folder() / "calibration" / f"{device.fingerprint}.jsonl"
 
 
 def read_log(file: Path) -> Log:

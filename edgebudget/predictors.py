@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebudget.cache import default_folder
 from edgebudget.predictor import Predictor, read
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.errors import EdgeBudgetError
+from edgebudget_runtime.profile import cache_folder
 
 if TYPE_CHECKING:
     from edgebudget.kernels import Kernel
@@ -23,7 +23,7 @@ _FLOAT_MACS_PER_US, _INTEGER_MACS_PER_US, _BYTES_PER_US, _KERNEL_US = 2e4, 6e4, 
 
 def user_file(device: Device) -> Path:
     """Where a calibration of this device is kept."""
-    return default_folder() / "predictors" / f"{device.fingerprint}.json"
+    return cache_folder() / "predictors" / f"{device.fingerprint}.json"
 
 
 def find(device: Device) -> tuple[Predictor | None, str]:

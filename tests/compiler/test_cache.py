@@ -13,6 +13,7 @@ import pytest
 from edgebudget import cache
 from edgebudget.cache import Cache
 from edgebudget.events import Event, Said
+from edgebudget_runtime import profile
 from edgebudget_runtime.errors import UsageError
 
 KEY = cache.key({"pass": "prune", "seed": 1})
@@ -144,7 +145,7 @@ def test_the_place_comes_from_the_environment(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("EDGEBUDGET_CACHE", raising=False)
-    assert cache.cache_folder() == tmp_path / "xdg" / "edgebudget"
+    assert profile.cache_folder() == tmp_path / "xdg" / "edgebudget"
     monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "mine"))
     assert Cache().folder.parent == tmp_path / "mine"
 
