@@ -2,10 +2,11 @@
 
 The rivals are `inputs/pruned-*m.onnx`: the static ResNet-56 of `elastic_resnet56`, pruned to a
 bound by `prune_channels`, then trained on the same numbered views as the elastic network, taught
-by its last answer. Both sides are quantized by the same pass, with the same calibration pictures,
-and scored as int8 on the test pictures. A budget is a mean of MACs over the inputs, which the
-elastic artifact keeps by thresholds solved on pictures kept back; the best path for budgets that
-hold for every input stands beside it.
+by its last answer: 53, 84, 86, 56 and 62 epochs at rate 0.05, smallest first, where the elastic
+network had 172 with four wide teachers. Both sides are quantized by the same pass on pictures
+kept back, and scored as int8 on the test pictures. A budget is a mean of MACs over the inputs,
+which the elastic artifact keeps by thresholds solved on pictures kept back; the best path for
+budgets that hold for every input stands beside it.
 
     python -m benchmarks.elastic_against_static --artifact DIR
 """
@@ -31,7 +32,9 @@ from edgebudget_passes import clean_graph, quantize_int8
 from edgebudget_runtime.manifest import Manifest
 
 _INPUTS = Path(__file__).parent / "inputs"
-_BUDGETS = (25e6, 35e6, 45e6, 63e6, 90e6)  # MACs: set before any rival was trained
+# MACs. Set before any rival was trained, but for the smallest: 25 million, which no pruning of
+# ResNet-56 to the CPU's channel multiple reaches.
+_BUDGETS = (27e6, 35e6, 45e6, 63e6, 90e6)
 _LOSS = 0.005  # of top-1
 _BYTES = 1.3  # times the largest path's
 _CALIBRATION = 512
