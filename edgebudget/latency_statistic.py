@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from edgebudget.workload import Array
@@ -43,6 +44,17 @@ def least_runs(statistic: Statistic) -> int:
     if statistic not in _QUANTILE or statistic == "p50":
         return 1
     return math.ceil(math.log(1.0 - CONFIDENCE) / math.log(_QUANTILE[statistic]))
+
+
+def enough_runs(repeats: int, statistic: Statistic) -> int:
+    """`repeats`, or as many as the statistic needs.
+
+    Raises:
+        UsageError: EB144, no run is asked for.
+    """
+    if repeats < 1:
+        raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
+    return max(repeats, least_runs(statistic))
 
 
 def rank(count: int, quantile: float) -> int:

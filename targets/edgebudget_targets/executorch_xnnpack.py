@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget.cpu_features import cpu_features
-from edgebudget.latency_statistic import figure, least_runs
+from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.errors import TargetError, UsageError
@@ -162,7 +162,7 @@ class XnnpackTarget:
             TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long.
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
         """
-        (ms,) = self._times([file], inputs, max(repeats, least_runs(statistic)))
+        (ms,) = self._times([file], inputs, enough_runs(repeats, statistic))
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
         how = f"{threads}, ExecuTorch {version('executorch')} with XNNPACK"
         return figure([ms], statistic, how, self.spec.device)

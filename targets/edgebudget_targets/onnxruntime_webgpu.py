@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebudget.latency_statistic import figure, least_runs
+from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Executor, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
@@ -128,7 +128,7 @@ class WebGpuTarget:
         if self._engine.software:
             why = "no GPU here: software Vulkan shows numbers, not time"
             return Figure(value=None, evidence="unknown", how=why, device=device)
-        (ms,) = self.times([file], inputs, max(repeats, least_runs(statistic)))
+        (ms,) = self.times([file], inputs, enough_runs(repeats, statistic))
         p90, p99 = np.percentile(ms, [90, 99])
         how = (
             f"with copies to and from the GPU, p90 {p90:.3f} ms, p99 {p99:.3f} ms, "

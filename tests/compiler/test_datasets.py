@@ -27,7 +27,7 @@ SPEC = TensorSpec("image", (1, 3, 4, 6))
 
 def npz(folder: Path, **arrays: Array) -> Path:
     file = folder / "data.npz"
-    np.savez(file, allow_pickle=True, **arrays)
+    np.savez(file, **arrays)
     return file
 
 

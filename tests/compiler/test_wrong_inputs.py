@@ -69,7 +69,7 @@ def artifact(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--macs 1", 3, "EB401", "smallest reachable point"),
         ("--min-quality 0.9999", 3, "EB405", "ask for at most 0.98"),
         ("--energy 5mJ", 3, "EB403", "this target tells latency_ms"),
-        ("--latency 1ms --target npu", 3, "EB403", "--size or --memory"),
+        ("--latency 1ms --target npu:hexagon/snapdragon-888", 3, "EB403", "--size or --memory"),
     ],
 )
 def test_wrong_options(refused: Refused, line: str, exit_code: int, code: str, phrase: str) -> None:
