@@ -27,8 +27,14 @@ class Scores(nn.Module):
 
 
 def stirred(model: nn.Module) -> nn.Module:
-    """Random normalization statistics: fresh ones would fold to nothing."""
+    """Random normalization statistics: fresh ones would fold to nothing.
+
+    Convolutions keep the variance of what they read: with the small weights of a configuration,
+    deep networks give every picture the same scores, and comparing those would show nothing.
+    """
     for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None
             assert layer.running_var is not None
