@@ -125,9 +125,9 @@ def _ours(
     assert not left, left
     npu = target.open(file, exact=True).run({"image": pictures})["scores"]
     cpu = target.open(file).run({"image": pictures})["scores"]
-    step = output_steps(file)["scores"]
-    worst = float(np.abs(npu - cpu).max()) / step
-    told = float(np.abs(cpu[0] - cpu[1]).max()) / step
+    width = output_steps(file)["scores"]
+    worst = float(np.abs(npu - cpu).max()) / width
+    told = float(np.abs(cpu[0] - cpu[1]).max()) / width
     return target.estimate(file), worst, gap, told
 
 
