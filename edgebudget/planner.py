@@ -240,9 +240,9 @@ def recovery_step(setting: Setting, chosen: Candidate) -> Step | None:
     # Weights that were not cut only follow the original; labels would pull towards a small set.
     # A cut classifier gains from its teacher's softened answers more than from labels, of which
     # it has seen most: at each of three rates on pictures that the fine-tuning had not seen.
-    taught = {"alpha": 0.9, "temperature": 4.0} if pruned else {"alpha": 1.0}
-    if pruned and setting.workload.task.kind != "classification":
-        taught = {}
+    taught = {} if pruned else {"alpha": 1.0}
+    if pruned and setting.workload.task.kind == "classification":
+        taught = {"alpha": 0.9, "temperature": 4.0}
     config = recover.config(steps=steps, batch=batch, **taught)
     return Step(recover.name, config, why)
 
