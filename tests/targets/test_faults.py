@@ -89,7 +89,7 @@ def test_a_hanging_engine_is_killed(
         monkeypatch,
         f"import os, time; open({str(proof)!r}, 'w').write(str(os.getpid())); time.sleep(60)",
     )
-    limits = Limits(start_s=1.0, input_s=0.0)
+    limits = Limits(start_s=3.0, input_s=0.0)
     with pytest.raises(TargetError, match="EB611"):
         _target(limits).open(qdq_file, exact=True).run({"x": batch})
     assert not Path(f"/proc/{proof.read_text()}").exists()

@@ -212,7 +212,7 @@ time.sleep(60)
 """,
     )
     with pytest.raises(TargetError, match="EB611"):
-        _webgpu_process.run_job({"action": "probe"}, {}, 1.0, "a GPU")
+        _webgpu_process.run_job({"action": "probe"}, {}, 3.0, "a GPU")
     assert not Path(f"/proc/{proof.read_text()}").exists()
 
 
