@@ -16,6 +16,7 @@ from edgebudget_runtime.measure.conditions import unknown
 from edgebudget_runtime.measure.counters import Counter
 
 _INTERVALS = 5
+_RESOLUTION = 1e-6  # of the whole: no counter tells less
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,12 @@ def inference(
     """Millijoules of one inference; `run` does some, tells how many, and is repeated for `seconds`.
 
     Energy is the counter's: all that happens on that part of the device is in it. Unknown where
-    the counter gave nothing usable, or where the run does not stand out of the idle power's
-    spread.
+    the counter gave nothing usable, or where the run does not stand out of the idle power by more
+    than what either of them varies.
     """
     gross: list[float] = []
     net: list[float] = []
+    doubt: list[float] = []
     idle = idle_w.value
     for _ in range(_INTERVALS):
         before = counter.read()
@@ -75,13 +77,17 @@ def inference(
             continue
         gross.append(joules * 1e3 / count)
         if idle is not None:
-            net.append((joules - idle * (after.at_s - before.at_s)) * 1e3 / count)
+            ms = (after.at_s - before.at_s) * 1e3 / count
+            net.append(gross[-1] - idle * ms)
+            doubt.append((idle_w.spread or 0.0) * ms)
     nothing = unknown(f"{counter.name} gave no usable interval")
     whole = _figure(gross, f"{counter.name}, idle power included") if gross else nothing
     if not net:
         return Energy(nothing if not gross else unknown("idle power is not known"), whole)
     added = _figure(net, f"{counter.name}, less {idle:.3g} W of idle power")
-    if added.value is None or added.value <= (added.spread or 0.0):
+    rounding = _RESOLUTION * (whole.value or 0.0)
+    noise = max(added.spread or 0.0, statistics.median(doubt), rounding)
+    if added.value is None or added.value <= noise:
         return Energy(unknown(f"{counter.name}: does not stand out of idle power"), whole)
     return Energy(added, whole)
 
