@@ -1,5 +1,6 @@
-"""Points of the design space that meet a MACs bound, and how good each looks untrained.
+"""Points of the design space that meet a bound, and how good each looks untrained.
 
+The bound is on MACs; or, for a latency limit on a target that prices layers, on their time.
 Each candidate is a short list of module-stage steps. Its MACs are counted exactly; its quality
 is probed on calibration data (batch-norm statistics refreshed by the passes, no training).
 Source of the selection by refreshed statistics: "Distributed Pruning Towards Tiny Neural
@@ -29,7 +30,7 @@ _SEARCH_MACS = 1.5e12
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A point that keeps the MACs bound. `distance` is the output error against the original."""
+    """A point that keeps the bound. `distance` is the output error against the original."""
 
     label: str
     steps: tuple[Step, ...]
@@ -39,21 +40,45 @@ class Candidate:
     quality: Quality | None = None
     original: Quality | None = None  # of the untouched model, on the same samples
     refused: str = ""  # why it cannot be built, if it cannot
+    us: float | None = None  # of its layers, where the bound is on time
+
+    @property
+    def amount(self) -> float:
+        """What the bound is on: MACs, or microseconds of layers."""
+        return self.macs if self.us is None else self.us
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What module-stage passes can reach for this model, from cheap counts."""
+    """What module-stage passes can reach for this model, from cheap counts, in `unit`."""
 
     macs: float  # of the original
     scales: tuple[float, ...]  # input scales that the network can take, 1.0 not included
-    pruned: float  # smallest MACs by pruning alone
+    pruned: float  # smallest amount by pruning alone
     reasons: tuple[str, ...] = field(default_factory=tuple)  # why a pass does not apply
+    us: float | None = None  # of the original's layers, where time is bounded
+
+    @property
+    def whole(self) -> float:
+        """The original's amount."""
+        return self.macs if self.us is None else self.us
+
+    @property
+    def unit(self) -> str:
+        """What amounts are of."""
+        return "MACs" if self.us is None else "us of layer time"
 
     @property
     def smallest(self) -> float:
-        """Smallest MACs by everything at once (pruned network at the smallest scale)."""
+        """Smallest amount by everything at once (pruned network at the smallest scale)."""
         return min((self.pruned, *(self.pruned * s * s for s in self.scales)))
+
+
+def by_time(setting: Setting) -> bool:
+    """Whether candidates are made for a time: a latency is limited, MACs are not."""
+    priced = setting.target.layer_time is not None
+    limits = {x.resource for x in setting.budget.limits}
+    return priced and "latency_ms" in limits and "macs" not in limits
 
 
 def reach(setting: Setting, program: Program, macs: float) -> Reach:
@@ -65,10 +90,12 @@ def reach(setting: Setting, program: Program, macs: float) -> Reach:
     scales = tuple(s for s in _reach(setting, program, "scale_resolution", reasons) if s < 1.0)
     if not scales:
         reasons.append("scale_resolution: the network takes no smaller input")
-    pruned = min(_reach(setting, program, "prune_channels", reasons), default=macs)
-    if pruned >= macs:
+    found = _reach(setting, program, "prune_channels", reasons)
+    timed = by_time(setting) and len(found) == 4
+    pruned, whole = found[2:] if timed else (found[0] if found else macs, macs)
+    if pruned >= whole:
         reasons.append("prune_channels: no channel group can shrink")
-    return Reach(macs, scales, pruned, tuple(reasons))
+    return Reach(macs, scales, pruned, tuple(reasons), whole if timed else None)
 
 
 def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) -> tuple[float, ...]:
@@ -82,28 +109,29 @@ def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) ->
 
 
 def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ...]]]:
-    """Labels and steps of points at or under `cap` MACs: each pass alone, then both."""
-    if found.macs <= cap:
+    """Labels and steps of points at or under `cap`, in MACs or time: each pass alone, then both."""
+    if found.whole <= cap:
         return [("original", ())]
     resize, prune = registry.get("scale_resolution"), registry.get("prune_channels")
 
     def scaled(s: float) -> Step:
-        why = f"MACs fall with the square of the input scale: {s:.3f}^2 = {s * s:.2f}"
+        why = f"work falls with the square of the input scale: {s:.3f}^2 = {s * s:.2f}"
         return Step(resize.name, resize.config(scale=s), why)
 
     def pruned() -> Step:
-        why = f"channel groups shrink until the count is at most {cap:.4g} MACs"
+        why = f"channel groups shrink to at most {cap:.4g} {found.unit}"
         work = {"search_macs": _SEARCH_MACS} if found.macs > _LARGE_MACS else {}
-        return Step(prune.name, prune.config(macs=math.floor(cap), **work), why)
+        bound = {"macs": math.floor(cap)} if found.us is None else {"us": float(f"{cap:.6g}")}
+        return Step(prune.name, prune.config(**bound, **work), why)
 
     points: list[tuple[str, tuple[Step, ...]]] = []
-    fits = sorted((s for s in found.scales if s * s * found.macs <= cap * 1.02), reverse=True)
+    fits = sorted((s for s in found.scales if s * s * found.whole <= cap * 1.02), reverse=True)
     points += [(f"scale {s:.3f}", (scaled(s),)) for s in fits[:2]]
-    if found.pruned <= cap < found.macs:
+    if found.pruned <= cap < found.whole:
         points.append(("prune", (pruned(),)))
-    half = math.sqrt(math.sqrt(cap / found.macs))  # each pass takes half of the reduction
-    between = [s for s in found.scales if s * s * found.macs > cap * 1.02]
-    if between and found.pruned < found.macs:
+    half = math.sqrt(math.sqrt(cap / found.whole))  # each pass takes half of the reduction
+    between = [s for s in found.scales if s * s * found.whole > cap * 1.02]
+    if between and found.pruned < found.whole:
         s = min(between, key=lambda v: abs(v - half))
         if found.pruned * s * s <= cap:
             points.append((f"scale {s:.3f} + prune", (scaled(s), pruned())))
@@ -123,7 +151,8 @@ def probe(
         return Candidate(label, steps, math.nan, math.nan, refused=e.what)
     unable = [r.declined[0].why for r in built.records if not r.did and r.declined]
     cost = setting.cost(built.program)
-    found = Candidate(label, steps, cost.macs.value or 0.0, cost.params.value or 0.0)
+    us = _layers_us(setting, built.program) if by_time(setting) else None
+    found = Candidate(label, steps, cost.macs.value or 0.0, cost.params.value or 0.0, us=us)
     if unable:
         return replace(found, refused=unable[0])
     dataset = setting.workload.data.calibration
@@ -145,6 +174,11 @@ def probe(
     )
 
 
+def _layers_us(setting: Setting, program: Program) -> float | None:
+    found = _reach(setting, program, "prune_channels", [])
+    return found[3] if len(found) == 4 else None
+
+
 def probe_indices(dataset: Dataset, macs: float) -> list[int]:
     """The calibration samples a probe looks at: fewer for dearer models, at least 8."""
     n = int(max(8, min(256, _PROBE_MACS / max(macs, 1.0))))
@@ -160,7 +194,7 @@ def _try_score(setting: Setting, answers: Predictions, reference: Predictions) -
 
 def best(candidates: list[Candidate], cap: float) -> Candidate | None:
     """The candidate nearest to the original among those that can be built and keep the bound."""
-    able = [c for c in candidates if not c.refused and c.macs <= cap]
+    able = [c for c in candidates if not c.refused and c.amount <= cap]
     if not able:
         return None
-    return min(able, key=lambda c: (c.distance if c.distance is not None else c.macs, c.label))
+    return min(able, key=lambda c: (c.distance if c.distance is not None else c.amount, c.label))

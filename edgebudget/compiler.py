@@ -112,7 +112,9 @@ def propose(
     seed: int = 0,
     on_event: Emit = ignore,
 ) -> Proposal:
-    """Everything `compile` would decide, without building: feasibility, candidates, the plan.
+    """Everything `compile` would decide beforehand: feasibility, candidates, the plan.
+
+    Limits beyond MACs are looked at on untrained drafts, as `compile` does.
 
     Raises:
         As `compile`, except MissedError.
@@ -121,7 +123,7 @@ def propose(
         model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
     )
     with closing(job.setting.cache):
-        proposal = planner.propose(job.setting, job.start)
+        proposal = fitted(job, planner.propose(job.setting, job.start))
     return replace(proposal, plan=planner.with_settings(proposal.plan, **job.settings))
 
 

@@ -1,7 +1,8 @@
 """Untrained drafts of a plan: what it costs on the target before anything dear is spent.
 
 Weights' values do not change a cost. Where a predictor knows the device, it tells which candidates
-can keep a latency; drafts of the chosen one are measured, and scale what it says next.
+can keep a latency; drafts of the chosen one are measured, and scale what it says next. What is
+tightened is a bound on MACs, or on the time of layers where the target prices them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebudget import planner
-from edgebudget.candidates import Candidate
+from edgebudget.candidates import Candidate, Reach
 from edgebudget.events import Said
 from edgebudget.pipeline import run_steps
 from edgebudget.predictors import find
@@ -31,24 +32,24 @@ if TYPE_CHECKING:
     from edgebudget_runtime.cost import Cost
 
 _RUNS = 20
-_DRAFTS = 8  # how often the MACs bound is tightened
+_DRAFTS = 8  # how often the bound is tightened
 _ROOM = 0.97  # of a limit on time that a draft may use: the proof measures again
 _BELIEVED = 1.1  # times the bound that a prediction may show before a candidate is refused
-_SHARE = 0.97  # of the MACs that would just do
-_NEARLY = 1.02  # times the smallest reachable MACs, which are an estimate
+_SHARE = 0.97  # of the amount that would just do
+_NEARLY = 1.02  # times the smallest reachable amount, which is an estimate
 _STEEPEST = 0.2  # of a bound that the next one keeps, however little the last step saved
 
 
 @dataclass(slots=True)
 class _Known:
-    """What drafts have shown: MACs bounds, each with the worst cost over its limit."""
+    """What drafts have shown: bounds, each with the worst cost over its limit."""
 
     points: list[tuple[float, float]] = field(default_factory=list)
     scale: float | None = None  # measured statistic over predicted time
 
 
 def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
-    """Tighten the MACs bound until an untrained draft keeps bytes, memory, latency and energy too.
+    """Tighten the bound until an untrained draft keeps bytes, memory, latency and energy too.
 
     `share` below 1 leaves room under limits on time, after a proof has missed one.
 
@@ -58,9 +59,9 @@ def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
     budget = job.setting.budget
     if not {x.resource for x in budget.limits} - {"macs", "fallback_nodes"}:
         return proposal
-    bound = budget.limit("macs") or math.inf
-    cap = min(bound, proposal.baseline.macs.value or math.inf)
-    smallest = proposal.reach.smallest
+    found = proposal.reach
+    smallest, unit = found.smallest, found.unit
+    cap = min(budget.limit("macs") or math.inf, found.whole or math.inf)
     known = _Known()
     for _ in range(_DRAFTS):
         if job.setting.late:
@@ -72,29 +73,29 @@ def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
             return proposal
         known.points.append((cap, over))
         if cap <= smallest * _NEARLY:
-            raise _beyond(job, cost, share, cap, smallest)
+            raise _beyond(job, cost, share, cap, found)
         drafted = cap
         # The smallest itself is tried before refusing.
         cap = max(_lower(known.points), smallest * _NEARLY)
-        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} MACs"))
+        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} {unit}"))
         try:
             proposal = _propose(job, cap, known)
         except InfeasibleError as e:
-            raise _beyond(job, cost, share, drafted, smallest) from e
+            raise _beyond(job, cost, share, drafted, found) from e
     return proposal
 
 
-def _beyond(job: Job, cost: Cost, share: float, cap: float, smallest: float) -> InfeasibleError:
+def _beyond(job: Job, cost: Cost, share: float, cap: float, found: Reach) -> InfeasibleError:
     return InfeasibleError(
         "EB404",
-        f"the smallest draft, under {cap:.4g} MACs, has {_shown(job, cost, share)}; the smallest "
-        f"reachable point is about {smallest:.4g} MACs",
+        f"the smallest draft, under {cap:.4g} {found.unit}, has {_shown(job, cost, share)}; the "
+        f"smallest reachable point is about {found.smallest:.4g} {found.unit}",
         hint="raise the limit, or start from a smaller model",
     )
 
 
 def _propose(job: Job, cap: float, known: _Known) -> Proposal:
-    """Candidates under a bound on MACs, without those that are predicted to be too slow."""
+    """Candidates under a bound, without those that are predicted to be too slow."""
     refuse = _refusal(job, known)
     if refuse is not None:
         try:
@@ -125,10 +126,10 @@ def _refusal(job: Job, known: _Known) -> planner.Refuse | None:
 
 
 def _lower(points: Sequence[tuple[float, float]]) -> float:
-    """The MACs bound at which the worst cost would meet its limit.
+    """The bound at which the worst cost would meet its limit.
 
     In proportion at first; then along the line through the last two points, since a floor of time
-    or of bytes makes a cost fall more slowly than MACs do.
+    or of bytes makes a cost fall more slowly than the bound does.
     """
     cap, over = points[-1]
     found = cap / over

@@ -82,7 +82,8 @@ def propose(
 ) -> Proposal:
     """Choose structural steps that keep the MACs bound (or `cap`) and the steps that follow.
 
-    `refuse` says why a candidate breaks another limit; "" where it does not.
+    `cap` is in the unit of what can be reached: MACs, or microseconds of layer time. `refuse`
+    says why a candidate breaks another limit; "" where it does not.
 
     Raises:
         InfeasibleError: EB401, even the smallest reachable point breaks a limit.
@@ -96,7 +97,7 @@ def propose(
     check_feasible(setting, found, baseline)
     cap = min(x for x in (cap, bound, math.inf) if x is not None)
     if cap < found.smallest:
-        raise _infeasible("MACs", cap, found.smallest, found)
+        raise _infeasible(found.unit, cap, found.smallest, found)
     if setting.workload.data.calibration is None:
         raise UsageError(
             "EB130",
@@ -108,16 +109,19 @@ def propose(
         candidates = [c if c.refused else replace(c, refused=refuse(c)) for c in candidates]
     chosen = best(candidates, cap)
     if chosen is None:
-        refused = "; ".join(f"{c.label}: {c.refused or f'{c.macs:.4g} MACs'}" for c in candidates)
+        unit = found.unit
+        refused = "; ".join(
+            f"{c.label}: {c.refused or f'{c.amount:.4g} {unit}'}" for c in candidates
+        )
         raise InfeasibleError(
             "EB402",
-            f"no candidate keeps {cap:.4g} MACs ({refused})",
-            hint=f"the smallest reachable point is about {found.smallest:.4g} MACs",
+            f"no candidate keeps {cap:.4g} {unit} ({refused})",
+            hint=f"the smallest reachable point is about {found.smallest:.4g} {unit}",
         )
     steps = (*chosen.steps, *_recovery(setting, chosen), *graph_steps(setting, program))
     notes = tuple(f"not applicable: {r}" for r in found.reasons)
     return Proposal(
-        Plan(steps, reasons=_reasons(candidates, chosen, cap)),
+        Plan(steps, reasons=_reasons(candidates, chosen, cap, found.unit)),
         baseline,
         found,
         tuple(candidates),
@@ -136,7 +140,7 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
     if (bound := budget.limit("macs")) is not None and bound < found.smallest:
         raise _infeasible("MACs", bound, found.smallest, found)
     params = baseline.params.value or 0.0
-    floor = params * (found.pruned / found.macs if found.macs else 1.0)
+    floor = params * (found.pruned / found.whole if found.whole else 1.0)
     if (bound := budget.limit("params")) is not None and bound < floor * 0.5:
         raise _infeasible("parameters", bound, floor, found)
     if (bound := budget.limit("size_bytes")) is not None and bound < floor * 0.5:
@@ -172,13 +176,13 @@ def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:
 def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Candidate]:
     points = enumerate_points(found, cap)
     if len(points) == 1 and not points[0][1]:
-        macs, params = found.macs, setting.cost(start.program).params.value or 0.0
-        return [Candidate(points[0][0], (), macs, params, distance=0.0)]
+        params = setting.cost(start.program).params.value or 0.0
+        return [Candidate(points[0][0], (), found.macs, params, distance=0.0, us=found.us)]
     reference = original_answers(setting, start, found.macs)
     seen: list[Candidate] = []
     for label, steps in points:
         names = [s.name for s in steps]
-        if any(c.macs <= cap and [s.name for s in c.steps] == names for c in seen):
+        if any(c.amount <= cap and [s.name for s in c.steps] == names for c in seen):
             continue  # the same passes at a milder setting already fit
         near = best(seen, cap)
         if near is not None and near.distance is not None and near.distance <= _NEAR:
@@ -254,12 +258,16 @@ def _training_fraction(setting: Setting, inputs: Any) -> float:
     return float(min(1.0, size / max(1, math.prod(spec.shape[1:]))))
 
 
-def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tuple[str, ...]:
+def _reasons(
+    candidates: list[Candidate], chosen: Candidate, cap: float, unit: str
+) -> tuple[str, ...]:
     if not chosen.steps:
         return (f"the original already keeps the bound ({chosen.macs:.4g} MACs): no structure cut",)
     lines = []
     for c in candidates:
         text = f"{c.label}: {c.macs:.4g} MACs"
+        if c.us is not None:
+            text += f", {c.us:.4g} {unit}"
         if c.refused:
             text = f"{c.label}: {c.refused}"
         elif c.distance is not None:
@@ -267,7 +275,7 @@ def _reasons(candidates: list[Candidate], chosen: Candidate, cap: float) -> tupl
         if c.quality is not None:
             text += f", {c.quality.metric} {c.quality.value:.4f} untrained"
         lines.append(text + (" <- chosen" if c.label == chosen.label else ""))
-    bound = f"bound {cap:.4g} MACs" if math.isfinite(cap) else "no MACs bound"
+    bound = f"bound {cap:.4g} {unit}" if math.isfinite(cap) else f"no bound on {unit}"
     return (f"{bound}; nearest to the original on calibration data wins", *lines)
 
 

@@ -125,4 +125,5 @@ class Pass:
     equivalence: Equivalence = "lossy"
     version: int = 1
     # What the main knob can reach on a program, cheaply: input scales, or smallest and largest MACs
+    # (and microseconds of layers, where the target prices them)
     reach: Callable[[Program, TargetSpec], tuple[float, ...]] | None = None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgebudget.kernels import Kernel, Observation
+    from edgebudget.layer_time import LayerTime
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
@@ -36,6 +37,7 @@ class TargetSpec:
     max_fallback: int | None  # default limit on nodes outside the processor; None: no limit
     tells: tuple[Resource, ...] = ()  # of latency_ms and energy_mj: what has a figure here
     options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
+    layer_time: LayerTime | None = None  # prices of layers, where MACs mislead on this device
 
     @property
     def integers(self) -> bool:

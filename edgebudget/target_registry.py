@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgebudget.layer_time import LayerTime
 from edgebudget.target import Target, TargetSpec
 from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UnsupportedError, UsageError
 
@@ -98,12 +99,15 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
     base, factory, shared = table["name"], table["factory"], table["spec"]
     devices: Mapping[str, Mapping[str, Any]] = table.get("devices", {})
     if not devices:
-        only = _BuiltIn(factory, _spec(base, shared, {}))
+        only = _BuiltIn(factory, _spec(base, shared, {}, ""))
         return dict.fromkeys([base, *table.get("aliases", [])], only)
     start = base + table.get("separator", "/")
     found = {
         f"{start}{key}": _BuiltIn(
-            factory, _spec(f"{start}{key}", shared, own), table.get("combine", ""), is_device=True
+            factory,
+            _spec(f"{start}{key}", shared, own, key),
+            table.get("combine", ""),
+            is_device=True,
         )
         for key, own in devices.items()
     }
@@ -111,8 +115,10 @@ def _describe(table: Mapping[str, Any]) -> dict[str, _BuiltIn]:
     return found | dict.fromkeys([base, *table.get("aliases", [])], default)
 
 
-def _spec(name: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> TargetSpec:
+def _spec(name: str, shared: Mapping[str, Any], own: Mapping[str, Any], device: str) -> TargetSpec:
     merged = {"max_fallback": None, **shared, **own, "name": name}
+    if times := merged.pop("layer_times", None):
+        merged["layer_time"] = LayerTime.read(times, device)
     merged["options"] = {**shared.get("options", {}), **own.get("options", {})}
     for key in ("activation_dtypes", "weight_dtypes", "tells"):
         merged[key] = tuple(merged.get(key, ()))

@@ -207,7 +207,7 @@ def plan(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Say whether a budget can be met and how, without building anything."""
+    """Say whether a budget can be met and how, without training or writing an artifact."""
     from edgebudget_runtime.budget import Budget
 
     shape = o.parse_shape(input_shape)
@@ -240,7 +240,7 @@ def _show_proposal(proposal: Proposal) -> None:
     baseline = proposal.baseline.macs.value
     if baseline is not None:
         write(f"original: {si(baseline, 'MACs')}")
-    write(f"smallest reachable point: about {si(proposal.reach.smallest, 'MACs')}")
+    write(f"smallest reachable point: about {si(proposal.reach.smallest, proposal.reach.unit)}")
     rows = [
         [
             "*" if c.label == proposal.chosen else "",

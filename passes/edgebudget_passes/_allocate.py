@@ -1,11 +1,11 @@
-"""Choose a width for every group so that the network meets a MACs bound at least cost."""
+"""Choose a width for every group so that the network meets a bound at least cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Macs = Callable[[Sequence[int]], int]
+Price = Callable[[Sequence[int]], int]
 _SWEEPS = 20
 
 
@@ -45,58 +45,58 @@ def monotone(costs: Sequence[float]) -> tuple[float, ...]:
     return tuple(reversed(result))
 
 
-def solve(ladders: Sequence[Ladder], macs: Macs, bound: int) -> tuple[int, ...] | None:
-    """Widths with macs(widths) <= bound and a small sum of costs; None where no widths fit.
+def solve(ladders: Sequence[Ladder], price: Price, bound: int) -> tuple[int, ...] | None:
+    """Widths with price(widths) <= bound and a small sum of costs; None where no widths fit.
 
     Goes down the steepest saving per cost first, over all lower widths and not only the next, then
     improves by raising one group while lowering another, and last spends what is left over.
     """
     level = [len(x.widths) - 1 for x in ladders]
-    while _macs(ladders, macs, level) > bound:
-        move = _cheapest(ladders, macs, level, bound)
+    while _priced(ladders, price, level) > bound:
+        move = _cheapest(ladders, price, level, bound)
         if move is None:
             return None
         level[move[0]] = move[1]
     for _ in range(_SWEEPS):
-        raised = _raise(ladders, macs, level, bound)
-        if not raised and not _swap(ladders, macs, level, bound):
+        raised = _raise(ladders, price, level, bound)
+        if not raised and not _swap(ladders, price, level, bound):
             break
     return tuple(x.widths[i] for x, i in zip(ladders, level, strict=True))
 
 
-def _macs(ladders: Sequence[Ladder], macs: Macs, level: Sequence[int]) -> int:
-    return macs([x.widths[i] for x, i in zip(ladders, level, strict=True)])
+def _priced(ladders: Sequence[Ladder], price: Price, level: Sequence[int]) -> int:
+    return price([x.widths[i] for x, i in zip(ladders, level, strict=True)])
 
 
 def _cheapest(
-    ladders: Sequence[Ladder], macs: Macs, level: list[int], bound: int
+    ladders: Sequence[Ladder], price: Price, level: list[int], bound: int
 ) -> tuple[int, int] | None:
-    now = _macs(ladders, macs, level)
+    now = _priced(ladders, price, level)
     best: tuple[float, int, int] | None = None
     for g, ladder in enumerate(ladders):
         for lower in range(level[g]):
             trial = [*level[:g], lower, *level[g + 1 :]]
             # Savings beyond the bound are worth nothing.
-            saved = min(now - _macs(ladders, macs, trial), now - bound)
+            saved = min(now - _priced(ladders, price, trial), now - bound)
             if saved <= 0:
                 continue
-            price = (ladder.costs[lower] - ladder.costs[level[g]]) / saved
-            if best is None or (price, -saved) < (best[0], 0):
-                best = (price, g, lower)
+            rate = (ladder.costs[lower] - ladder.costs[level[g]]) / saved
+            if best is None or (rate, -saved) < (best[0], 0):
+                best = (rate, g, lower)
     return None if best is None else (best[1], best[2])
 
 
-def _raise(ladders: Sequence[Ladder], macs: Macs, level: list[int], bound: int) -> bool:
-    """Raise groups while the bound holds, the most relief per MAC first."""
+def _raise(ladders: Sequence[Ladder], price: Price, level: list[int], bound: int) -> bool:
+    """Raise groups while the bound holds, the most relief for its price first."""
     moved = False
     while True:
-        now = _macs(ladders, macs, level)
+        now = _priced(ladders, price, level)
         best: tuple[float, int] | None = None
         for g, ladder in enumerate(ladders):
             if level[g] + 1 >= len(ladder.widths):
                 continue
             trial = [*level[:g], level[g] + 1, *level[g + 1 :]]
-            cost = _macs(ladders, macs, trial)
+            cost = _priced(ladders, price, trial)
             if cost > bound:
                 continue
             relief = ladder.costs[level[g]] - ladder.costs[level[g] + 1]
@@ -109,7 +109,7 @@ def _raise(ladders: Sequence[Ladder], macs: Macs, level: list[int], bound: int) 
         moved = True
 
 
-def _swap(ladders: Sequence[Ladder], macs: Macs, level: list[int], bound: int) -> bool:
+def _swap(ladders: Sequence[Ladder], price: Price, level: list[int], bound: int) -> bool:
     """The best pair of one group up and one down that costs less in sum and keeps the bound."""
     best: tuple[float, int, int] | None = None
     for up, high in enumerate(ladders):
@@ -125,7 +125,7 @@ def _swap(ladders: Sequence[Ladder], macs: Macs, level: list[int], bound: int) -
             trial = list(level)
             trial[up] += 1
             trial[down] -= 1
-            if _macs(ladders, macs, trial) <= bound:
+            if _priced(ladders, price, trial) <= bound:
                 best = (gain, up, down)
     if best is None:
         return False

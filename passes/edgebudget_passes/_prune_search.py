@@ -1,4 +1,4 @@
-"""Build several pruned networks at one MACs bound, and keep the one nearest to the original."""
+"""Build several pruned networks at one bound, and keep the one nearest to the original."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgebudget_passes._channel_groups import ChannelGroup, removal
 from edgebudget_passes._importance import Ranking
 from edgebudget_passes._layer_moments import Moments, measurable, measure, repair
 from edgebudget_passes._slicing import remove_channels
-from edgebudget_passes._width_macs import WidthMacs
+from edgebudget_passes._width_costs import WidthCost
 
 _SPREAD = 0.35  # of the random factors on the costs of a group
 _SENSITIVITY_WIDTHS = (0.75, 0.5, 0.25)
@@ -60,7 +60,8 @@ class Search:
     body: nn.Module
     forward: Caller
     groups: tuple[ChannelGroup, ...]
-    macs: WidthMacs
+    macs: WidthCost
+    price: WidthCost  # what `bound` bounds: the same, or time
     bound: int
     multiple: int
     kind: TaskKind
@@ -88,7 +89,7 @@ class Search:
                 name, ladders = names[number], self.costs[names[number]]
             else:
                 name, ladders = f"random-{number - len(names) + 1}", self._shaken(best_costs)
-            widths = solve(ladders, self.macs, self.bound)
+            widths = solve(ladders, self.price, self.bound)
             assert widths is not None, "the caller checked that the bound is reachable"
             if any(s.widths == widths for s in found):
                 self.emit(Advanced("prune candidates", 1, f"{name}: same widths as before"))
@@ -157,7 +158,7 @@ class Search:
         if scales is not None:
             self.orders["norm-scale"] = scales
         uniform = self._ladders(
-            lambda g, w: self.macs.share(g) * (1 - w / self.groups[g].size) ** 2
+            lambda g, w: self.price.share(g) * (1 - w / self.groups[g].size) ** 2
         )
         by_order = {
             name: self._ladders(partial(_cost, order)) for name, order in self.orders.items()

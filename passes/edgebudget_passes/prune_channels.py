@@ -1,4 +1,4 @@
-"""Remove channels until the network meets a MACs bound, choosing widths by what they cost."""
+"""Remove channels until a bound on MACs or time holds, choosing widths by what they cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgebudget.train import Caller, bytes_of_sample, load_tensors, outputs_over
 from edgebudget_passes._allocate import step_of, widths_of
 from edgebudget_passes._channel_groups import Grouping, find_groups
 from edgebudget_passes._prune_search import Samples, Scored, Search, split
-from edgebudget_passes._width_macs import WidthMacs, width_macs
+from edgebudget_passes._width_costs import WidthCost, width_macs, width_time
 from edgebudget_runtime.errors import InfeasibleError, PassError, UsageError
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ _LEAST_SAMPLES = 4
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`macs` is the bound; 0 in `multiple` takes the target's own channel multiple.
+    """`macs` is the bound, or `us`; 0 in `multiple` takes the target's own channel multiple.
 
+    `us` bounds the time of all layers with weights as the target prices them (`layer_time`).
     `search_macs` bounds the work of measuring candidates, so that it does not depend on the clock.
     """
 
-    macs: int
+    macs: int = 0
+    us: float = 0.0
     multiple: int = 0
     candidates: int = 12
     samples: int = 512
@@ -46,28 +48,34 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     """Solve widths for the bound by several criteria; keep the candidate nearest to the original.
 
     Raises:
-        UsageError: EB155, the bound is not positive.
+        UsageError: EB155, not one bound is given, or the target does not price layers.
         InfeasibleError: EB406, no allowed widths reach the bound.
         PassError: EB342, the built network does not count what was solved for.
     """
-    if config.macs <= 0:
-        raise UsageError("EB155", f"macs = {config.macs} is not positive", hint="give a bound > 0")
+    _check(config, ctx.target)
     body, forward = program.body, Caller.of(program)
     whole = _count(program)
-    if whole <= config.macs:
-        return PassResult(program, declined=(Note("model", "not pruned", "already in bound"),))
+    already = PassResult(program, declined=(Note("model", "not pruned", "already in bound"),))
+    if 0 < config.macs and whole <= config.macs:
+        return already
     multiple = config.multiple or ctx.target.channel_multiple
     found, macs = study(program, whole)
-    smallest = macs([widths_of(g.size, multiple)[0] for g in found.groups])
-    if smallest > config.macs:
-        raise _unreachable(config.macs, smallest, found)
+    price, bound, unit = macs, config.macs, "MACs"
+    if config.us:
+        price, bound, unit = timed(program, found, ctx.target), round(config.us * 1e3), "ns"
+        if price([g.size for g in found.groups]) <= bound:
+            return already
+    smallest = price([widths_of(g.size, multiple)[0] for g in found.groups])
+    if smallest > bound:
+        raise _unreachable(bound, smallest, unit, found)
     samples, notes = samples_for(program, config, ctx, whole)
     search = Search(
         body=body,
         forward=forward,
         groups=found.groups,
         macs=macs,
-        bound=config.macs,
+        price=price,
+        bound=bound,
         multiple=multiple,
         kind=ctx.task.kind,
         samples=samples,
@@ -79,18 +87,38 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     )
     scored = search.run(max(1, config.candidates))
     result = replace(program, body=scored[0].body.eval())
-    _verify(program, result, scored[0].macs, config.macs)
+    _verify(program, result, scored[0].macs)
     declined = [Note(where, "not pruned", why) for where, why in found.declined]
     declined += [Note(where, "not used", why) for where, why in search.skipped]
     did = (*notes, *_rounding(found, multiple), *_account(found, scored))
     return PassResult(result, did, tuple(declined), "deadline" if search.ended_early else "")
 
 
-def reachable(program: Program, target: TargetSpec) -> tuple[int, int]:
-    """Smallest and largest MACs that pruning can leave, from shapes alone."""
+def _check(config: Config, target: TargetSpec) -> None:
+    if (config.macs > 0) == (config.us > 0) or config.macs < 0 or config.us < 0:
+        raise UsageError(
+            "EB155",
+            f"macs = {config.macs}, us = {config.us:g}: not one positive bound",
+            hint="give one of the two, > 0",
+        )
+    if config.us and target.layer_time is None:
+        raise UsageError(
+            "EB155", f"{target.name} does not price layers", hint="give macs, not us, as the bound"
+        )
+
+
+def reachable(program: Program, target: TargetSpec) -> tuple[float, ...]:
+    """Smallest and largest MACs that pruning can leave, from shapes alone.
+
+    Where the target prices layers, then the smallest and the largest microseconds of layers too.
+    """
     whole = _count(program)
     found, macs = study(program, whole)
-    return macs([widths_of(g.size, target.channel_multiple)[0] for g in found.groups]), whole
+    narrow = [widths_of(g.size, target.channel_multiple)[0] for g in found.groups]
+    if target.layer_time is None:
+        return macs(narrow), whole
+    price = timed(program, found, target)
+    return macs(narrow), whole, price(narrow) / 1e3, price([g.size for g in found.groups]) / 1e3
 
 
 def _count(program: Program) -> int:
@@ -99,12 +127,19 @@ def _count(program: Program) -> int:
     return int(count(program).macs)
 
 
-def study(program: Program, whole: int) -> tuple[Grouping, WidthMacs]:
+def study(program: Program, whole: int) -> tuple[Grouping, WidthCost]:
     """The groups that can shrink, and MACs as a function of their widths."""
     body, forward = program.body, Caller.of(program)
     inputs = _example(program)
     found = find_groups(body, forward, _shrunk(body, forward, inputs))
     return found, width_macs(body, forward, inputs, found.groups, whole)
+
+
+def timed(program: Program, found: Grouping, target: TargetSpec) -> WidthCost:
+    """Nanoseconds of the layers as a function of the groups' widths, as the target prices them."""
+    assert target.layer_time is not None, "the caller checked"
+    forward, inputs = Caller.of(program), _example(program)
+    return width_time(program.body, forward, inputs, found.groups, target.layer_time)
 
 
 def _example(program: Program) -> tuple[Tensor, ...]:
@@ -175,12 +210,12 @@ def _macs_each(program: Program, dataset: Dataset, whole: int) -> float:
     return whole * size / max(1, math.prod(spec.shape))
 
 
-def _verify(before: Program, after: Program, solved: int, bound: int) -> None:
+def _verify(before: Program, after: Program, solved: int) -> None:
     counted = _count(after)
-    if counted != solved or counted > bound:
+    if counted != solved:
         raise PassError(
             "EB342",
-            f"the pruned network counts {counted} MACs where {solved} were solved for {bound}",
+            f"the pruned network counts {counted} MACs where {solved} were solved for",
             hint="report this model: a layer's work does not follow its channels",
         )
     inputs = _example(before)
@@ -191,12 +226,12 @@ def _verify(before: Program, after: Program, solved: int, bound: int) -> None:
         raise PassError("EB343", "the pruned network's outputs changed shape", hint="report it")
 
 
-def _unreachable(bound: int, smallest: int, found: Grouping) -> InfeasibleError:
+def _unreachable(bound: int, smallest: int, unit: str, found: Grouping) -> InfeasibleError:
     why = f"; {len(found.declined)} groups cannot shrink" if found.declined else ""
     return InfeasibleError(
         "EB406",
-        f"pruning reaches {smallest} MACs at the least, {bound} needed{why}",
-        hint=f"ask for at least {smallest} MACs, or combine with a smaller input",
+        f"pruning reaches {smallest} {unit} at the least, {bound} needed{why}",
+        hint=f"ask for at least {smallest} {unit}, or combine with a smaller input",
     )
 
 
@@ -229,6 +264,6 @@ PASS = Pass(
     run=run,
     config=Config,
     stage="module",
-    summary="remove channels until a MACs bound holds, keeping the best of several candidates",
+    summary="remove channels until a bound on MACs or time holds; the best of several candidates",
     reach=reachable,
 )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from edgebudget.events import Advanced, Finished, Started
 from edgebudget.program import Context, Note, Pass, PassResult, Program
 from edgebudget_passes import prune_channels
-from edgebudget_passes._allocate import Ladder, Macs, solve, widths_of
+from edgebudget_passes._allocate import Ladder, Price, solve, widths_of
 from edgebudget_passes._channel_groups import ChannelGroup, removal
 from edgebudget_passes._nested_edits import CutChannels
 from edgebudget_passes._nested_variants import (
@@ -98,6 +98,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
         forward=FinalOutputs.of_teacher(base, ctx),
         groups=found.groups,
         macs=macs,
+        price=macs,
         bound=bounds[-1],
         multiple=multiple,
         kind=ctx.task.kind,
@@ -182,7 +183,7 @@ def _choose(search: Search, bounds: Sequence[int], candidates: int) -> tuple[_Fa
 
 
 def _solved(
-    ladders: Sequence[Ladder], macs: Macs, bounds: Sequence[int]
+    ladders: Sequence[Ladder], macs: Price, bounds: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
     """Widths for each bound, none wider than for the bound before."""
     found = []
@@ -220,7 +221,7 @@ def _levels(best: _Family, search: Search, whole: int) -> tuple[list[Level], lis
 
 def reachable(program: Program, target: TargetSpec) -> tuple[float, ...]:
     """Smallest and largest MACs of a width."""
-    return prune_channels.reachable(base_of(program), target)
+    return prune_channels.reachable(base_of(program), target)[:2]
 
 
 PASS = Pass(

@@ -5,6 +5,8 @@ Imports onnx.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -12,13 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 from edgebudget import graph as graphs
 from edgebudget.workload import Array
 
+_MOST_STRIDE = 3  # of a convolution on the U55
+
 
 def for_ethos(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function with float edges, and means over a picture as convolutions."""
+    """The same function with float edges, and means and thinned pictures as convolutions."""
     made = onnx.ModelProto()
     made.CopyFrom(graphs.infer_shapes(model))
     _float_edges(made)
-    _means(made)
+    _as_convolutions(made)
     return made
 
 
@@ -41,53 +45,84 @@ def _float_edges(model: onnx.ModelProto) -> None:
         model.graph.node.insert(0, rounding)
 
 
-def _means(model: onnx.ModelProto) -> None:
-    """Average pooling becomes a convolution with ones: one rounding of the exact sum.
+def _as_convolutions(model: onnx.ModelProto) -> None:
+    """Average pooling, and every n-th pixel, become convolutions with ones.
 
-    The compiler's own pooling takes input and output to have the same step.
+    One rounding of the exact sum: the compiler's own pooling takes input and output to have the
+    same step. Slices of two axes have a value in between that nothing rounds, so that the
+    compiler leaves them to the CPU.
     """
     shapes = {
         v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
         for v in (*model.graph.value_info, *model.graph.input)
     }
+    stored = {t.name: t for t in model.graph.initializer}
     nodes = list(model.graph.node)
     del model.graph.node[:]
     for node in nodes:
         shape = shapes.get(node.input[0], []) if node.input else []
-        window = _window(node, shape[2:]) if len(shape) == 4 and all(shape) else None
+        window = None
+        if len(shape) == 4 and all(shape):
+            window = _window(node, shape[2:]) or _thinned(node, shape[2:], stored)
         if window is None:
             model.graph.node.append(node)
-            continue
-        channels, kernel = shape[1], window.pop("kernel_shape")
-        area = kernel[0] * kernel[1]
-        start = f"{node.name or node.output[0]}.ones"
-        stored: dict[str, Array] = {
-            f"{start}.q": np.ones((channels, 1, *kernel), np.int8),
-            f"{start}.scale": np.asarray(1 / area, np.float32),
-            f"{start}.zero": np.asarray(0, np.int8),
-        }
-        for name, array in stored.items():
-            model.graph.initializer.append(numpy_helper.from_array(array, name))
-        model.graph.node.append(
-            helper.make_node(
-                "DequantizeLinear",
-                [f"{start}.q", f"{start}.scale", f"{start}.zero"],
-                [start],
-                name=start,
-            )
-        )
-        model.graph.node.append(
+        else:
+            _add_convolution(model, node, shape[1], window)
+
+
+def _add_convolution(
+    model: onnx.ModelProto, node: onnx.NodeProto, channels: int, window: dict[str, list[int]]
+) -> None:
+    """The mean over `window` in place of `node`, channel by channel."""
+    kernel = window["kernel_shape"]
+    start = f"{node.name or node.output[0]}.ones"
+    stored: dict[str, Array] = {
+        f"{start}.q": np.ones((channels, 1, *kernel), np.int8),
+        f"{start}.scale": np.asarray(1 / (kernel[0] * kernel[1]), np.float32),
+        f"{start}.zero": np.asarray(0, np.int8),
+    }
+    for name, array in stored.items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    given = [node.input[0], start]
+    model.graph.node.extend(
+        [
+            helper.make_node("DequantizeLinear", list(stored), [start], name=start),
             helper.make_node(
                 "Conv",
-                [node.input[0], start],
+                given,
                 list(node.output),
                 name=node.name,
                 group=channels,
                 kernel_shape=kernel,
                 strides=window["strides"],
                 pads=window["pads"],
-            )
-        )
+            ),
+        ]
+    )
+
+
+def _thinned(
+    node: onnx.NodeProto, size: list[int], stored: Mapping[str, onnx.TensorProto]
+) -> dict[str, list[int]] | None:
+    """The window of a slice that takes every n-th row and column from the first; else None."""
+    if (
+        node.op_type != "Slice"
+        or len(node.input) < 5
+        or any(i not in stored for i in node.input[1:])
+    ):
+        return None
+    starts, ends, axes, steps = (
+        numpy_helper.to_array(stored[i]).ravel().tolist() for i in node.input[1:5]
+    )
+    strides = [1, 1]
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        side = axis % 4 - 2
+        if side < 0 or start or end < size[side] or not 1 <= step <= _MOST_STRIDE:
+            return None
+        strides[side] = int(step)
+    if strides == [1, 1]:
+        return None
+    return {"kernel_shape": [1, 1], "strides": strides, "pads": [0] * 4}
 
 
 def _window(node: onnx.NodeProto, size: list[int]) -> dict[str, list[int]] | None:

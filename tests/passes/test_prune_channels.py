@@ -103,7 +103,7 @@ def test_without_calibration_data_it_ranks_by_weights_and_says_so(tmp_path: Path
 
 def test_an_unreachable_bound_names_the_smallest_reachable(tmp_path: Path) -> None:
     program = _program()
-    smallest, largest = prune_channels.reachable(program, TARGET)
+    smallest, largest = map(int, prune_channels.reachable(program, TARGET))
     assert largest == count(program).macs
     with pytest.raises(InfeasibleError, match=f"EB406.*{smallest}"):
         prune_channels.run(program, Config(macs=smallest - 1), _context(program, tmp_path, None))
@@ -118,6 +118,39 @@ def test_a_bound_that_holds_already_changes_nothing(tmp_path: Path) -> None:
     assert result.declined[0].why == "already in bound"
     with pytest.raises(UsageError, match="EB155"):
         prune_channels.run(program, Config(macs=0), _context(program, tmp_path, None))
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8])
+def test_a_bound_on_time_cuts_whole_blocks_of_channels(share: float, tmp_path: Path) -> None:
+    spec = target_registry.get("npu:ethos-u55-128").spec
+    program = _program()
+    smallest, macs, least_us, us = prune_channels.reachable(program, spec)
+    assert smallest < macs == count(program).macs
+    assert least_us < share * us < us
+    ctx = replace(_context(program, tmp_path, Noise(48)), target=spec)
+    config = Config(us=share * us, candidates=4, samples=48)
+    result = prune_channels.run(program, config, ctx)
+    left = prune_channels.reachable(result.program, spec)[3]
+    assert 0.5 * share * us < left <= share * us
+    # 16 channels take as long as 4: a layer of 16 is left alone, wider ones lose blocks.
+    for name, layer in result.program.body.named_modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            assert layer.out_channels % 16 == 0, name
+
+
+def test_a_time_that_no_widths_reach_is_refused(tmp_path: Path) -> None:
+    spec = target_registry.get("npu:ethos-u55-128").spec
+    ctx = replace(_context(_program(), tmp_path, None), target=spec)
+    with pytest.raises(InfeasibleError, match=r"EB406.* ns "):
+        prune_channels.run(_program(), Config(us=1.0), ctx)
+
+
+@pytest.mark.parametrize("config", [Config(macs=10, us=1.0), Config(us=-1.0), Config(us=1.0)])
+def test_a_time_needs_a_target_that_prices_layers_and_no_second_bound(
+    config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="EB155"):
+        prune_channels.run(_program(), config, _context(_program(), tmp_path, None))
 
 
 def test_refitting_the_readers_brings_the_output_nearer_to_the_original(tmp_path: Path) -> None:

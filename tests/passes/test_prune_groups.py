@@ -21,7 +21,7 @@ from edgebudget_models.mobilenet_v2_net import MobileNetV2
 from edgebudget_passes._allocate import Ladder, monotone, solve, step_of, widths_of
 from edgebudget_passes._channel_groups import find_groups, removal
 from edgebudget_passes._slicing import remove_channels, zero_inputs
-from edgebudget_passes._width_macs import width_macs
+from edgebudget_passes._width_costs import width_macs
 
 CALL = Caller(("x",), ("y",))
 

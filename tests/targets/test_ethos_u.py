@@ -158,6 +158,24 @@ def test_average_pooling_is_exact_or_left_to_the_cpu(
         assert np.abs(exact - fast).max() <= output_steps(file)["y"] * 1.001
 
 
+def test_every_second_pixel_stays_on_the_npu_and_keeps_its_numbers(
+    target: EthosUTarget, tmp_path: Path
+) -> None:
+    """The shortcut without weights of the CIFAR ResNets: thinned, then zero channels."""
+    net = Net()
+    x = net.conv("x", 3, 16)
+    ends = [net.store(np.array(v, np.int64)) for v in ([0, 0], [16, 16], [2, 3], [2, 2])]
+    thin = net.add("Slice", x, *ends)
+    pads = net.store(np.array([0, 8, 0, 0, 0, 8, 0, 0], np.int64))
+    net.add("Add", net.add("Pad", thin, pads), net.conv(x, 16, 32, strides=[2, 2]), out="y")
+    program = _integer(graphs.program(net.model("y")), target)
+    file = target.lower(program, tmp_path, "main").file
+    assert not target.placement(file).fallback
+    want = np.concatenate([graphs.run(program.body, {"x": x[None]})["y"] for x in batch()])
+    exact = target.open(file, exact=True).run({"x": batch()})["y"]
+    assert np.abs(exact - want).max() <= output_steps(file)["y"] * 1.001
+
+
 def test_an_operator_that_crashes_the_compiler_is_refused_before(tmp_path: Path) -> None:
     net = Net()
     k = net.store(np.asarray([3]))

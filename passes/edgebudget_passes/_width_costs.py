@@ -1,19 +1,20 @@
-"""Multiply-accumulates as a function of the groups' widths, in microseconds per candidate.
+"""MACs, or a target's time, as a function of the groups' widths, in microseconds per candidate.
 
 Positions of every layer come from one run; the rest is arithmetic. The exact counter still has
-the last word on the network that is built.
+the last word on the MACs of the network that is built, and a draft's latency on its time.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from edgebudget.layer_time import LayerKind, LayerTime
 from edgebudget.train import Forward
 from edgebudget_passes._channel_groups import ChannelGroup
 
@@ -23,22 +24,33 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """macs = factor * outputs * inputs; a removed channel of group g takes `span` off a side."""
+    """A removed channel of group g takes `span` off a side. `inputs` are those of one output."""
 
-    factor: int
+    kind: LayerKind
+    taps: int
     outputs: int
     inputs: int
     cut_out: tuple[tuple[int, int], ...]  # (group, span)
     cut_in: tuple[tuple[int, int], ...]
+    positions: int
+
+    @property
+    def macs(self) -> int:
+        """At full width."""
+        return self.positions * self.taps * self.outputs * self.inputs
+
+
+Price = Callable[[_Layer, int, int], int]  # layer, outputs and inputs that are left
 
 
 @dataclass(frozen=True, slots=True)
-class WidthMacs:
-    """Callable: one width per group -> multiply-accumulates of the network."""
+class WidthCost:
+    """Callable: one width per group -> what the network costs, in whole units."""
 
     sizes: tuple[int, ...]
-    layers: tuple[_Layer, ...]
-    elsewhere: int  # work that widths do not change, from the exact count
+    layers: tuple[_Layer, ...]  # whose widths change
+    elsewhere: int  # what widths do not change
+    price: Price
 
     def __call__(self, widths: Sequence[int]) -> int:
         total = self.elsewhere
@@ -46,7 +58,7 @@ class WidthMacs:
         for layer in self.layers:
             outputs = layer.outputs - sum(gone[g] * span for g, span in layer.cut_out)
             inputs = layer.inputs - sum(gone[g] * span for g, span in layer.cut_in)
-            total += layer.factor * outputs * inputs
+            total += self.price(layer, outputs, inputs)
         return total
 
     def share(self, group: int) -> int:
@@ -57,14 +69,51 @@ class WidthMacs:
         return full - self(widths)
 
 
+def _macs(layer: _Layer, outputs: int, inputs: int) -> int:
+    return layer.positions * layer.taps * outputs * inputs
+
+
 def width_macs(
     body: nn.Module,
     forward: Forward,
     inputs: tuple[Tensor, ...],
     groups: Sequence[ChannelGroup],
     total: int | None = None,
-) -> WidthMacs:
-    """Derive the formula; `total` is the exact count of the whole network where it is known."""
+) -> WidthCost:
+    """Multiply-accumulates; `total` is the exact count of the whole network where it is known."""
+    layers = _layers(body, forward, inputs, groups)
+    varying = tuple(x for x in layers if x.cut_out or x.cut_in)
+    whole = sum(x.macs for x in layers) if total is None else total
+    elsewhere = whole - sum(x.macs for x in varying)
+    return WidthCost(tuple(g.size for g in groups), varying, elsewhere, _macs)
+
+
+def width_time(
+    body: nn.Module,
+    forward: Forward,
+    inputs: tuple[Tensor, ...],
+    groups: Sequence[ChannelGroup],
+    times: LayerTime,
+) -> WidthCost:
+    """Modelled nanoseconds of all layers with weights; what lies between them is not in it."""
+
+    def price(layer: _Layer, outputs: int, inputs: int) -> int:
+        us = times.us(layer.kind, layer.positions, layer.taps, outputs, inputs)
+        return round(us * 1e3)
+
+    layers = _layers(body, forward, inputs, groups)
+    varying = tuple(x for x in layers if x.cut_out or x.cut_in)
+    fixed = (x for x in layers if not (x.cut_out or x.cut_in))
+    still = sum(price(x, x.outputs, x.inputs) for x in fixed)
+    return WidthCost(tuple(g.size for g in groups), varying, still, price)
+
+
+def _layers(
+    body: nn.Module,
+    forward: Forward,
+    inputs: tuple[Tensor, ...],
+    groups: Sequence[ChannelGroup],
+) -> list[_Layer]:
     positions = _positions(body, forward, inputs)
     outs: dict[str, list[tuple[int, int]]] = {}
     ins: dict[str, list[tuple[int, int]]] = {}
@@ -72,22 +121,12 @@ def width_macs(
         for member in group.members:
             side = outs if member.role == "out" else ins
             side.setdefault(member.layer, []).append((number, member.span))
-    layers: list[_Layer] = []
-    counted = 0
+    found = []
     for name, layer in body.named_modules():
-        if name not in positions:
-            continue
-        factor, outputs, inputs_ = _factors(layer, positions[name])
-        counted += factor * outputs * inputs_
-        if name in outs or name in ins:
-            layers.append(
-                _Layer(
-                    factor, outputs, inputs_, tuple(outs.get(name, ())), tuple(ins.get(name, ()))
-                )
-            )
-    varying = sum(x.factor * x.outputs * x.inputs for x in layers)
-    whole = counted if total is None else total
-    return WidthMacs(tuple(g.size for g in groups), tuple(layers), whole - varying)
+        if name in positions:
+            cut = tuple(outs.get(name, ())), tuple(ins.get(name, ()))
+            found.append(_Layer(*_shape(layer), *cut, positions=positions[name]))
+    return found
 
 
 def _positions(body: nn.Module, forward: Forward, inputs: tuple[Tensor, ...]) -> dict[str, int]:
@@ -124,9 +163,14 @@ def _observed(body: nn.Module, forward: Forward, inputs: tuple[Tensor, ...]) -> 
     return found
 
 
-def _factors(layer: nn.Module, positions: int) -> tuple[int, int, int]:
+def _shape(layer: nn.Module) -> tuple[LayerKind, int, int, int]:
+    """Kind, taps, outputs, and inputs of one output."""
     if isinstance(layer, nn.Linear):
-        return positions, layer.out_features, layer.in_features
+        return "point", 1, layer.out_features, layer.in_features
     assert isinstance(layer, _CONVS)
-    kernel = positions * math.prod(layer.kernel_size)
-    return kernel, layer.out_channels, layer.in_channels // layer.groups
+    taps = math.prod(layer.kernel_size)
+    inputs = layer.in_channels // layer.groups
+    kind: LayerKind = "conv" if taps > 1 else "point"
+    if inputs == 1 and layer.groups > 1:
+        kind = "depthwise"
+    return kind, taps, layer.out_channels, inputs
