@@ -265,7 +265,8 @@ def _branch(
     assert held is not None, "refused before"
     answers = chain.predict(held, indices=sample_indices(len(held), _HELD_BACK), emit=setting.emit)
     agreement = None
-    if target.spec.family != "cpu" and evaluated is not None and data.evaluation is not None:
+    checked = target.spec.family != "cpu" and target.spec.runs_here
+    if checked and evaluated is not None and data.evaluation is not None:
         agreement = _agreement(files, target, output, evaluated, data.evaluation, depth, setting)
     return Branch(
         choices, built, tuple(ids), tuple(lowered), cuts, costs, evaluated, answers, agreement

@@ -36,6 +36,7 @@ class TargetSpec:
     float_fallback: bool  # True: a node left in float is fine (CPU); False: all must be integer
     max_fallback: int | None  # default limit on nodes outside the processor; None: no limit
     tells: tuple[Resource, ...] = ()  # of latency_ms and energy_mj: what has a figure here
+    runs_here: bool = True  # the engine, or the vendor's emulator of it; False: only the device
     options: Mapping[str, str] = field(default_factory=dict)  # engine-specific (soc_model, ...)
     layer_time: LayerTime | None = None  # prices of layers, where MACs mislead on this device
 

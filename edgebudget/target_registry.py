@@ -19,7 +19,7 @@ from edgebudget_runtime.errors import EdgeBudgetError, TargetError, UnsupportedE
 
 # Families that a user may well ask for; building them is not done, and saying so beats a
 # "did you mean". Each is a whole name, or a prefix up to ":", "-" or "/".
-_PLANNED = ("gpu:vulkan", "npu:coreml", "cpu:openvino")
+_PLANNED = ("npu:coreml", "cpu:openvino")
 
 
 @dataclass(frozen=True, slots=True)

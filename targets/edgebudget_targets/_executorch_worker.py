@@ -57,7 +57,7 @@ class _Engine:
         self._methods: list[Method] = []
 
     def answer(self, request: Message, arrays: Sequence[Any]) -> tuple[Message, list[Any]]:
-        """Do one thing: "lower", "lower ethos-u", "tosa", "open", "run" or "time".
+        """Do one thing: "lower", "lower ethos-u", "lower vulkan", "tosa", "open", "run" or "time".
 
         "run" takes the loaded program at `index`.
         """
@@ -71,6 +71,11 @@ class _Engine:
             from edgebudget_targets import _ethos_lower
 
             return _ethos_lower.lower(Path(request["graph"]), Path(request["out"]), request), []
+        if do == "lower vulkan":
+            from edgebudget_targets import _vulkan_lower
+
+            graph, out = Path(request["graph"]), Path(request["out"])
+            return {"left": _vulkan_lower.lower(graph, out, half=request["half"])}, []
         if do == "tosa":
             from edgebudget_targets._tosa_model import run
 

@@ -5,13 +5,20 @@ IEEE 754 half precision: 11 bits of significand, largest value 65504.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph as graphs
 
+if TYPE_CHECKING:
+    from edgebudget.program import Program
+
 LARGEST = 65504.0
+_LOST = 0.01  # of an output's largest magnitude: what half precision may move it by
 # Operators that take no half-precision numbers, or count with them.
 _SINGLE = frozenset(
     "CumSum EyeLike Multinomial NonMaxSuppression RandomNormal RandomNormalLike RandomUniform "
@@ -34,6 +41,21 @@ def why_not_half(model: onnx.ModelProto) -> str:
             if value.size and not np.abs(value).max() <= LARGEST:
                 return f"weight {weight.name!r} exceeds {LARGEST:.0f}"
     return ""
+
+
+def halved(program: Program) -> tuple[Program | None, str]:
+    """The program in half precision, or None; and what was seen on a seeded probe, in words."""
+    if why := why_not_half(program.body):
+        return None, f"single precision: {why}"
+    values = graphs.probe(program.inputs)
+    half = to_half(program.body)
+    before, after = (graphs.run(m, values) for m in (program.body, rounded(half)))
+    gap = graphs.difference(list(before.values()), [after[k] for k in before])
+    if not gap <= _LOST:
+        return None, f"single precision: half moves an output by {gap:.2g} of its largest, on noise"
+    return replace(program, body=half), (
+        f"half precision: outputs on noise within {gap:.2g} of their largest magnitude"
+    )
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -34,7 +34,6 @@ _CPU = "CPUExecutionProvider"
 _WARM_UP = 20  # the first runs compile shaders and raise the clock
 _COMPARED = 50  # runs of each file
 _START_S, _INPUT_S = 600.0, 900.0  # software Vulkan takes seconds where a GPU takes milliseconds
-_LOST = 0.01  # of an output's largest magnitude: what half precision may move it by
 
 
 class WebGpuTarget:
@@ -65,9 +64,11 @@ class WebGpuTarget:
             UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB.
         """
         file = write_segment(program, folder, name)  # refuses what is no graph
+        from edgebudget_targets._half_precision import halved
+
         if self.spec.activation_dtypes[0] != "float16":
             return Lowered(file)
-        half, note = _halved(program)
+        half, note = halved(program)
         if half is not None:
             file = write_segment(half, folder, name)
         return Lowered(file, notes=(note,))
@@ -249,21 +250,3 @@ def place(
         for name, op in nodes
     ]
     return (*rows, *inserted)
-
-
-def _halved(program: Program) -> tuple[Program | None, str]:
-    """The program in half precision, or None; and what was seen, in words."""
-    from edgebudget import graph
-    from edgebudget_targets._half_precision import rounded, to_half, why_not_half
-
-    if why := why_not_half(program.body):
-        return None, f"single precision: {why}"
-    values = graph.probe(program.inputs)
-    half = to_half(program.body)
-    before, after = (graph.run(m, values) for m in (program.body, rounded(half)))
-    gap = graph.difference(list(before.values()), [after[k] for k in before])
-    if not gap <= _LOST:
-        return None, f"single precision: half moves an output by {gap:.2g} of its largest, on noise"
-    return replace(program, body=half), (
-        f"half precision: outputs on noise within {gap:.2g} of their largest magnitude"
-    )

@@ -60,7 +60,7 @@ def artifact(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--time-limit 20", 2, "EB110", "20m"),
         ("--max-drop 150%", 2, "EB111", "1%"),
         ("--target npuu", 2, "EB140", "did you mean 'npu'?"),
-        ("--target gpu:vulkan", 5, "EB240", "there are cpu"),
+        ("--target npu:coreml", 5, "EB240", "there are cpu"),
         ("--task clasification", 2, "EB168", "did you mean classification?"),
         ("--input-shape 1xax8", 2, "EB101", "1x3x224x224"),
         ("--input-shape 1x3x8", 2, "EB164", "[1, 3, 8]"),

@@ -80,7 +80,7 @@ def test_devices_that_cannot_be_joined_are_named(name: str, code: str) -> None:
         target_registry.get(name)
 
 
-@pytest.mark.parametrize("name", ["gpu:vulkan", "npu:coreml", "cpu:openvino"])
+@pytest.mark.parametrize("name", ["npu:coreml", "cpu:openvino"])
 def test_a_planned_target_is_said_to_be_missing(name: str) -> None:
     with pytest.raises(UnsupportedError, match="EB240") as caught:
         target_registry.get(name)

@@ -21,7 +21,7 @@ from edgebudget_runtime.manifest import File, Manifest, Segment, Tensor
 
 SUFFIX = ".pte"
 # Engines whose `.pte` files only the device runs: the graph beside the file stands in here.
-_ONLY_ON_DEVICE = frozenset({"executorch-ethos-u"})
+_ONLY_ON_DEVICE = frozenset({"executorch-ethos-u", "executorch-vulkan"})
 _GRAPH = ".graph.onnx"
 _INSTALL = 'pip install "edgebudget[executorch]"'
 _ONLY = "forward"  # the method of a program that has one; of several, each has its segment's id
