@@ -5,8 +5,8 @@ many replayed ones in bursts of requests and slowdowns, and as many with an ener
 modelled joules. For each real request every fixed path answers one as well, in turn, on
 a runner of its own, so that all meet the same load and none learns from another.
 
-A deadline counts where some fixed path misses it at most 1 % of the time. Without `--artifact`,
-the paths are exits of a chain of matrix products, whose qualities are made up.
+A deadline counts where some fixed path misses it at most 1 % of the time. Qualities are those of
+the artifact's manifest; without `--artifact`, the zoo's elastic ResNet-56 is compiled first.
 """
 
 from __future__ import annotations
@@ -23,29 +23,24 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _burst_load
+from benchmarks._elastic import elastic_artifact
 from benchmarks.harness import save
 from edgebudget.make_trace import make
 from edgebudget.simulate import Samples, Store, prepare_front, replay, usual_ms
-from edgebudget_runtime.latency_bound import Latencies
 from edgebudget_runtime.policy import (
-    Ask,
     Fixed,
     Front,
-    Option,
     Policy,
     best_within,
     deadline,
-    decide,
     paced,
     prepare,
 )
-from edgebudget_runtime.profile import Profile, calibrate
+from edgebudget_runtime.profile import Profile
 
 _DEADLINES = 5
 _MISSES = 0.01
 _POWER_W = 1.0
-_EXITS, _SIDE = 4, 256
-_PRODUCTS = 8  # matrix products of one segment
 
 # (policy, deadline in milliseconds) -> (sub-network that answered, milliseconds)
 Serve = Callable[[Policy, float], tuple[str, float]]
@@ -59,11 +54,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--simulated", type=int, default=10_000)
     parser.add_argument("--loaders", type=int, default=1, help="processes that load the machine")
     options = parser.parse_args(arguments)
+    artifact = elastic_artifact(options.artifact)
+    if artifact is None:
+        return 0
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as folder:
-        if options.artifact is None:
-            front, samples, servers = _made()
-        else:
-            front, samples, servers = _compiled(options.artifact, Path(folder))
+        front, samples, servers = _compiled(artifact, Path(folder))
         unknown = [o.id for o in front.options if o.quality is None]
         if unknown:
             sys.stderr.write(f"the quality of {', '.join(unknown)} is not known\n")
@@ -79,10 +74,9 @@ def main(arguments: list[str]) -> int:
         for name, found in (("real", real), ("simulated", simulated), ("energy", energy))
         for text, ok in _checks(found).items()
     }
-    subject = "a chain of matrix products, qualities made up"
     save(
         "budget_kept",
-        {"subject": subject if options.artifact is None else options.artifact.name,
+        {"subject": artifact.name,
          "deadlines_ms": deadlines, "loaders": options.loaders, "real": real,
          "simulated": simulated, "energy": energy, "ok": checks},
     )  # fmt: skip
@@ -177,52 +171,6 @@ def _checks(found: Mapping[str, Any]) -> dict[str, bool]:
         "better than the best fixed path that misses at most 1 %": bool(rivals)
         and chosen["quality"] > max(rivals),
     }
-
-
-def _made() -> tuple[Front, Samples, dict[str, Serve]]:
-    """A chain of equal segments of matrix products, with an exit after each."""
-    matrix = np.full((_SIDE, _SIDE), 1.0 / _SIDE, np.float32)
-    ids = tuple(f"s{k}" for k in range(_EXITS))
-    options = [
-        Option(f"exit{k + 1}", ids[: k + 1], 0.9 - 0.2 * 0.5**k, float(k + 1))
-        for k in range(_EXITS)
-    ]
-    front = prepare(options)
-
-    def run(_: str) -> float:
-        start = time.perf_counter()
-        value = matrix
-        for _product in range(_PRODUCTS):
-            value = value @ matrix
-        return (time.perf_counter() - start) * 1e3
-
-    samples = calibrate(run, ids)
-    servers = {n: _server(front, Latencies([o.path for o in front.options], samples), run)
-               for n in ("chosen", "fixed")}  # fmt: skip
-    return front, samples, servers
-
-
-def _server(front: Front, latencies: Latencies, run: Callable[[str], float]) -> Serve:
-    """The runner's loop, on segments that need no engine."""
-
-    def serve(policy: Policy, deadline_ms: float) -> tuple[str, float]:
-        start = time.perf_counter()
-        ran: tuple[str, ...] = ()
-        chosen, slowdown = -1, latencies.slowdown
-        while True:
-            left = deadline_ms - (time.perf_counter() - start) * 1e3
-            chosen = decide(policy, front, Ask(left, ran=ran, chosen=chosen), latencies).place
-            path = front.options[chosen].path
-            if path == ran:
-                break
-            segment = path[len(ran)]
-            latencies.observe(segment, run(segment))
-            ran = (*ran, segment)
-        ms = (time.perf_counter() - start) * 1e3
-        latencies.observe_path(ran, ms, slowdown)
-        return front.options[chosen].id, ms
-
-    return serve
 
 
 def _compiled(artifact: Path, folder: Path) -> tuple[Front, Samples, dict[str, Serve]]:
