@@ -4,7 +4,9 @@ Accuracy: the operating points of the exported integer artifact on the test pict
 float ResNet-56 whose weights lie in `inputs/` (same teacher, pictures and epochs, no exits).
 Cascade: the int8 ResNet-20 and ResNet-56 of the zoo, joined by `edgebudget cascade`.
 Latency: batch 1, one thread, the elastic runner at an operating point and the static int8 network
-in the same runner, on the same pictures in turn.
+in the same runner, on the same pictures, twenty by one and twenty by the other. An app holds one
+network: with a turn at every picture (told beside it) each finds its weights pushed out of the
+processor's caches by the other's, which costs the shorter runs more.
 
     python -m benchmarks.elastic_resnet56 --artifact DIR
 """
@@ -31,6 +33,7 @@ _STATIC = Path(__file__).parent / "inputs" / "static-resnet56.safetensors"
 _SHARE, _LOSS = 0.40, 0.003  # of the static network's MACs; of top-1
 _GAIN = 0.8  # of the gain in MACs that must be seen in latency
 _PICTURES = 400
+_BLOCK = 20  # pictures that a network answers in a row
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +55,8 @@ def main(arguments: list[str]) -> int:
         fitting = [p for p in points if (p.mean_cost.macs.value or 0) <= _SHARE * macs]
         best = max(fitting, key=lambda p: p.quality.value if p.quality else 0.0)
         joined = _cascade(folder, root)
-        times = _times(artifact, best.id, static, root)
+        times = _times(artifact, best.id, static, root, _BLOCK)
+        by_turns = _times(artifact, best.id, static, root, 1)
     rows = _beside(points, joined)
     mean_macs = best.mean_cost.macs.value or 0.0
     mac_gain, gain = macs / mean_macs, times["static_ms"] / times["elastic_ms"]
@@ -76,6 +80,7 @@ def main(arguments: list[str]) -> int:
         **times,
         "mac_gain": mac_gain,
         "latency_gain": gain,
+        "latency_gain_at_every_turn": by_turns["static_ms"] / by_turns["elastic_ms"],
         "ok": checks,
     }
     save("elastic_resnet56", result)
@@ -124,7 +129,7 @@ def _beside(points: list[OperatingPoint], cascade: Manifest) -> list[dict[str, A
     return rows
 
 
-def _times(elastic: Path, point: str, static: Path, root: Path) -> dict[str, float]:
+def _times(elastic: Path, point: str, static: Path, root: Path, block: int) -> dict[str, float]:
     """Mean milliseconds of an input for both: an elastic network's cost is a mean over inputs."""
     from edgebudget_models.cifar10_resnet56 import ENTRY
 
@@ -136,13 +141,15 @@ def _times(elastic: Path, point: str, static: Path, root: Path) -> dict[str, flo
     with Runner(elastic, threads=1, profile=False) as ours, Runner(static, threads=1) as theirs:
         for turn in range(6):  # the first one warms up
             mine = other = 0.0
-            for picture in pictures:
+            for k in range(0, len(pictures), block):
+                some = pictures[k : k + block]
                 start = time.perf_counter()
-                out = ours.run({"image": picture}, policy=f"point:{point}")
+                found = [ours.run({"image": x}, policy=f"point:{point}") for x in some]
                 middle = time.perf_counter()
-                theirs.run({"image": picture})
+                for x in some:
+                    theirs.run({"image": x})
                 mine, other = mine + middle - start, other + time.perf_counter() - middle
-                ran += len(out.ran) if turn else 0
+                ran += sum(len(out.ran) for out in found) if turn else 0
             if turn:
                 rounds.append((mine, other))
     scale = 1e3 / len(pictures)

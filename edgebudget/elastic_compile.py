@@ -16,6 +16,7 @@ import numpy as np
 
 from edgebudget import registry, shared_weights
 from edgebudget.chain import Chain
+from edgebudget.channels_last import hand_over_channels_last
 from edgebudget.evaluate import Predictions, relative_drop, score
 from edgebudget.events import Said
 from edgebudget.exits import exit_outputs
@@ -244,6 +245,8 @@ def _branch(
     names = exit_outputs(program.outputs)
     output = setting.workload.program.outputs[-1]
     cuts = split(program.body, names, output)
+    if setting.target.options.get("handed_over") == "channels last":
+        cuts = hand_over_channels_last(cuts)
     lowered, ids = [], []
     for k, cut in enumerate(cuts):
         id = f"v{number}s{k}"

@@ -36,7 +36,7 @@ class Config:
     """
 
     macs: int = 0
-    us: float = 0.0
+    us: float | None = None
     multiple: int = 0
     candidates: int = 12
     samples: int = 512
@@ -95,10 +95,11 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
 
 
 def _check(config: Config, target: TargetSpec) -> None:
-    if (config.macs > 0) == (config.us > 0) or config.macs < 0 or config.us < 0:
+    bounds = (config.macs, config.us or 0.0)
+    if min(bounds) < 0 or sum(b > 0 for b in bounds) != 1:
         raise UsageError(
             "EB155",
-            f"macs = {config.macs}, us = {config.us:g}: not one positive bound",
+            f"macs = {config.macs}, us = {config.us}: not one positive bound",
             hint="give one of the two, > 0",
         )
     if config.us and target.layer_time is None:

@@ -100,11 +100,12 @@ def test_what_cannot_be_written_is_dropped_and_counted(tmp_path: Path) -> None:
 
 def test_counters_count_paths_and_broken_limits() -> None:
     counters = Counters()
-    counters.add_done(Done(ran=("a", "b"), latency_ms=1.0, broke=("latency_ms",)))
-    counters.add_done(Done(ran=("a", "b"), latency_ms=1.0))
+    counters.add_done(("a", "b"), ("latency_ms",))
+    counters.add_done(("a", "b"), (), degraded=True)
     counters.add("drifts", 3)
     assert counters.counts() == {
         "broke latency_ms": 1,
+        "degraded": 1,
         "drifts": 3,
         "ran a+b": 2,
         "requests": 2,

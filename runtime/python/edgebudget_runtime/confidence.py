@@ -7,10 +7,14 @@ largest probability; "Energy-based Out-of-distribution Detection" (2020) for the
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from edgebudget_runtime.elastic import Signal
 from edgebudget_runtime.inputs import Array
+
+_FEW = 64  # classes up to which plain floats are faster than arrays
 
 
 def signal(scores: Array, kind: Signal, temperature: float) -> Array:
@@ -30,3 +34,23 @@ def signal(scores: Array, kind: Signal, temperature: float) -> Array:
     )
     sure[~np.isfinite(sure)] = -np.inf
     return sure
+
+
+def row_signals(scores: Array, kind: Signal, temperature: float) -> list[float]:
+    """`signal` row by row, the same for one row and for many; it may differ in the last bit."""
+    if scores.ndim == 2 and scores.shape[1] <= _FEW:
+        return [_one(row, kind, temperature) for row in scores.tolist()]
+    found: list[float] = signal(scores, kind, temperature).tolist()
+    return found
+
+
+def _one(row: list[float], kind: Signal, temperature: float) -> float:
+    """`signal` of one row, without arrays."""
+    values = [v / temperature for v in row]
+    top = max(values)
+    total = math.nan
+    if -math.inf < top < math.inf:
+        total = sum([math.exp(v - top) for v in values])
+    if math.isnan(total):  # NaN in the row, or infinity
+        return -math.inf
+    return 1.0 / total if kind == "max_softmax" else temperature * (top + math.log(total))

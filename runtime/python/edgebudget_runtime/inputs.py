@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ def named(given: Inputs, expected: Sequence[Tensor]) -> dict[str, Array]:
         UsageError: EB170 an input is missing or unknown.
     """
     names = [t.name for t in expected]
+    if isinstance(given, dict) and list(given) == names:
+        return dict(given)
     if not isinstance(given, Mapping):
         if len(names) != 1:
             raise UsageError(
@@ -82,9 +85,11 @@ def _check_dtype(tensor: Tensor, array: object) -> None:
 
 
 def _check_values(tensor: Tensor, array: Array) -> None:
-    if array.size == 0 or not np.issubdtype(array.dtype, np.floating):
+    if array.size == 0 or array.dtype.kind != "f":
         return
-    # The extremes carry any NaN or infinity, and need no temporary array.
+    # A sum carries any NaN or infinity; of squares it may overflow, which the extremes cannot.
+    if math.isfinite(np.vdot(array, array)):
+        return
     if np.isfinite(array.min()) and np.isfinite(array.max()):
         return
     bad = int(np.count_nonzero(~np.isfinite(array)))
@@ -97,6 +102,8 @@ def _check_values(tensor: Tensor, array: Array) -> None:
 
 def fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
     """Whether a shape is one that is expected, None being any size."""
+    if found == expected:
+        return True
     return len(found) == len(expected) and all(
         e is None or f == e for f, e in zip(found, expected, strict=True)
     )

@@ -28,44 +28,46 @@ _LARGEST_RATIO = 8.0  # one stall is not a slowdown of hundreds
 _LONGEST_MS = 600_000.0
 _ABSURD = 1000.0  # times the usual latency: the clock jumped, or the machine slept
 _DRIFTED = 1.5  # a slowdown, or its inverse, that is not a burst when it stays
+_USUAL_LEAST = 1 / _DRIFTED
 _DRIFT_RUNS = 256
+_ONE_IN = 4  # calls without a limit on time that are observed once all segments are known
 _LEARNED_FROM = 16  # runs whose median becomes a segment's usual latency
 
 
 class LatencyBound:
     """The conformal bound on one latency, over a ring of the last `size` ones."""
 
-    __slots__ = ("_alpha", "_next", "_ring", "_size", "_sorted", "_target", "value")
+    __slots__ = ("_alpha", "_next", "_ring", "_size", "_sorted", "_target", "enough", "value")
 
     def __init__(self, *, target: float = TARGET, size: int = SIZE) -> None:
         self._target, self._alpha, self._size = target, target, size
         self._ring: list[float] = []  # oldest first from _next
         self._sorted: list[float] = []
         self._next = 0
+        self.enough = False  # whether the history is long enough for the quantile to exist
         self.value = math.inf  # no history bounds nothing
 
     def __len__(self) -> int:
         return len(self._ring)
 
-    @property
-    def enough(self) -> bool:
-        """Whether the history is long enough for the quantile to exist."""
-        return (len(self._ring) + 1) * self._target >= 1.0 - 1e-9
-
     def add(self, latency: float) -> bool:
         """Take one latency in; whether the bound changed."""
+        ring, ordered = self._ring, self._sorted
         if self.enough:
-            missed = 1.0 if latency > self.value else 0.0
-            moved = self._alpha + _GAMMA * (self._target - missed)
+            moved = self._alpha + _GAMMA * self._target
+            if latency > self.value:
+                moved = max(moved - _GAMMA, 0.0)
             # Not far above the target: a long quiet time is no reason to be careless.
-            self._alpha = min(max(moved, 0.0), 2 * self._target)
-        if len(self._ring) < self._size:
-            self._ring.append(latency)
+            self._alpha = min(moved, 2 * self._target)
+        if len(ring) < self._size:
+            ring.append(latency)
+            self.enough = (len(ring) + 1) * self._target >= 1.0 - 1e-9
         else:
-            oldest, self._ring[self._next] = self._ring[self._next], latency
-            del self._sorted[bisect_left(self._sorted, oldest)]
-            self._next = (self._next + 1) % self._size
-        insort(self._sorted, latency)
+            at = self._next
+            del ordered[bisect_left(ordered, ring[at])]
+            ring[at] = latency
+            self._next = (at + 1) % self._size
+        insort(ordered, latency)
         return self._renew()
 
     def scale(self, factor: float) -> None:
@@ -134,6 +136,7 @@ class Latencies:
     ) -> None:
         self.paths = tuple(paths)
         self.slowdown = 1.0
+        self._calls = 0
         self.discarded = 0  # durations that no run can have had
         self.drifts = 0
         names = list(dict.fromkeys(s for path in self.paths for s in path))
@@ -161,20 +164,31 @@ class Latencies:
         """The usual latency of a segment on this device, None when not known yet."""
         return self._usual.get(segment)
 
+    def wants(self, *, limited: bool) -> bool:
+        """Whether to observe a call: each with a limit on time, else enough of them to keep up."""
+        if limited or self._learning:
+            return True
+        self._calls += 1
+        return self._calls % _ONE_IN == 0
+
     def observe(self, segment: str, ms: float) -> None:
         """Take in what one run of a segment took, as soon as it has ended."""
         drifted = None
         with self._lock:
-            if not self._plausible(ms, self._usual.get(segment)):
+            usual, speed = self._usual.get(segment), self._speed
+            if not self._plausible(ms, usual):
                 return
-            ring = self._segments[segment]
-            changed = ring.add(ms / self._speed.factor)
+            changed = self._segments[segment].add(ms / speed.factor)
             if segment in self._learning:
                 self._learn(segment, ms)
-            if segment in self._usual:
-                self._speed.observe(ms / self._usual[segment])
-                drifted = self._drift()
-            self.slowdown = self._speed.factor
+                usual = self._usual.get(segment)
+            if usual is not None:
+                speed.observe(ms / usual)
+                if not _USUAL_LEAST < speed.mean < _DRIFTED:
+                    drifted = self._drift()
+                else:
+                    self._off_runs = 0
+            self.slowdown = speed.factor
             if drifted is not None:
                 self._refresh(range(len(self.paths)))
             elif changed:
@@ -237,9 +251,9 @@ class Latencies:
             del self._learning[segment]
 
     def _drift(self) -> float | None:
-        """Notice a slowdown that has come to stay, and make it the usual speed."""
+        """One more run off the usual speed: where it has come to stay, it becomes the usual one."""
         mean = self._speed.mean
-        self._off_runs = self._off_runs + 1 if not 1 / _DRIFTED < mean < _DRIFTED else 0
+        self._off_runs += 1
         if self._off_runs < _DRIFT_RUNS:
             return None
         self._off_runs = 0

@@ -12,6 +12,8 @@ from edgebudget_runtime.cost import Cost, Figure, Resource
 from edgebudget_runtime.errors import MissedError, UsageError
 from edgebudget_runtime.inputs import Array
 
+_MACHINE = platform.machine()
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -53,6 +55,8 @@ def limits(
     Raises:
         UsageError: EB185 a limit is NaN.
     """
+    if latency_ms is energy_mj is macs is None:
+        return {}
     asked: tuple[tuple[Resource, float | None], ...] = (
         ("latency_ms", latency_ms),
         ("energy_mj", energy_mj),
@@ -91,6 +95,6 @@ def wall(seconds: float, count: int) -> Figure:
         value=seconds * 1e3,
         evidence="measured",
         how="wall time, checks included" + (", mean of a batch" if count > 1 else ""),
-        device=platform.machine(),
+        device=_MACHINE,
         count=count,
     )

@@ -39,9 +39,11 @@ class View:
 
     def left_mj(self, energy_mj: float | None, ran: tuple[str, ...]) -> float | None:
         """What an energy limit leaves after `ran`, where that is known."""
+        if energy_mj is None:
+            return None
         here = self.front.at.get(ran)
         spent = None if here is None else self.front.options[here].energy_mj
-        return energy_mj if energy_mj is None or spent is None else energy_mj - spent
+        return energy_mj if spent is None else energy_mj - spent
 
 
 class Planner:
@@ -82,8 +84,10 @@ class Planner:
 
         `rows`: the first dimension counts inputs. Where no shapes fit: the first sub-network's.
         """
+        if len(self.takes) == 1:
+            return next(iter(self.takes.items()))
         skip = 1 if rows else 0
-        shapes = {k: np.shape(a)[skip:] for k, a in given.items()} if len(self.takes) > 1 else {}
+        shapes = {k: np.shape(a)[skip:] for k, a in given.items()}
         for tensors, places in self.takes.items():
             names = {t.name for t in tensors}
             if names == shapes.keys() and all(

@@ -218,6 +218,8 @@ class Fixed:
                 f"there is no sub-network {self.id!r}",
                 hint=f"one of {', '.join(sorted(front.index))}",
             )
+        if ask.latency_ms is None and ask.energy_mj is None:
+            return Choice(place, why="fixed")
         rest_ms = bounds.rest_ms(place, len(ask.ran))
         return Choice(place, _breaks(ask, bounds, rest_ms, _rest_mj(front, ask, place)), "fixed")
 
@@ -245,8 +247,11 @@ class Thresholds:
             if threshold is not None and ask.confidence >= threshold:
                 return Choice(here, why="sure enough")
         # Only the next exit: whether to go further is asked again there.
-        ahead = (front.at[s] for s in self._steps[len(ask.ran) :] if s in front.at)
-        return _go_on(front, ask, bounds, tuple(ahead)[:1])
+        for step in self._steps[len(ask.ran) :]:
+            place = front.at.get(step)
+            if place is not None:
+                return _go_on(front, ask, bounds, (place,))
+        return _go_on(front, ask, bounds, ())
 
 
 def named(name: str, manifest: Manifest) -> Policy:
@@ -293,6 +298,8 @@ def _left(limit: float | None) -> float:
 
 def _go_on(front: Front, ask: Ask, bounds: Bounds, ahead: Sequence[int]) -> Choice:
     """The best of `ahead` (ascending quality) that fits, or stop, or the least late one."""
+    if ahead and ask.latency_ms is None and ask.energy_mj is None:
+        return Choice(ahead[-1], why="still fits")
     done = len(ask.ran)
     here = front.at.get(ask.ran)
     left_ms = _left(ask.latency_ms) / bounds.slowdown

@@ -97,6 +97,7 @@ class Runner:
             self.folder, self.manifest, device, profile if told else False, self._drifted, power_w
         )
         self._power_w = power_w
+        self._engine_name = self._engine()
         self._named: dict[str, Policy] = {}
         self._policy = self._resolved(policy)
         planner = self._profiling.planner
@@ -278,7 +279,7 @@ class Runner:
         way.go(state)
         seconds = self._clock() - start
         outcome = self._outcome(planner, way, seconds, asked)
-        if not (way.opened or way.degraded) and len(planner.front.options) > 1:
+        if way.observed and not (way.opened or way.degraded):
             planner.latencies.observe_path(way.ran, seconds * 1e3, way.slowdown)
         self._telemetry.answered(outcome, start, latency_ms, energy_mj, way.slowdown)
         if strict and outcome.broke:
@@ -296,7 +297,7 @@ class Runner:
             ran=way.all_ran,
             spent=spent,
             broke=broke,
-            engine=self._engine(),
+            engine=self._engine_name,
             subnetwork=planner.name(way.answered),
             exit=way.answered[-1],
             confidence=way.confidence,
@@ -324,7 +325,7 @@ class Runner:
             ran=tuple(answers.ran),
             spent=spent,
             broke=violations(asked, spent),
-            engine=self._engine(),
+            engine=self._engine_name,
             subnetwork=name,
             exit=end,
             degraded=answers.degraded,

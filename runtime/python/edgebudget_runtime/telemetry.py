@@ -32,19 +32,18 @@ class Telemetry:
         slowdown: float,
     ) -> None:
         """One answer has been given to a request that came at `arrived`, on the same clock."""
+        broke = tuple([v.limit.resource for v in outcome.broke])
+        self.counters.add_done(outcome.ran, broke, degraded=outcome.degraded)
+        if self._writer is None:
+            return
         took = outcome.spent.latency_ms.value
         done = Done(
             ran=outcome.ran,
             latency_ms=0.0 if took is None else took,
             energy_mj=outcome.spent.energy_mj.value,
-            broke=tuple(v.limit.resource for v in outcome.broke),
+            broke=broke,
             why=outcome.why,
         )
-        self.counters.add_done(done)
-        if outcome.degraded:
-            self.counters.add("degraded")
-        if self._writer is None:
-            return
         sure = {} if outcome.confidence is None else {outcome.exit: outcome.confidence}
         with self._lock:  # the times of a trace never fall, those of threads and clocks may
             self._last = max(self._last, arrived)

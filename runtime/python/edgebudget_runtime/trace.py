@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from threading import Lock
@@ -163,13 +163,15 @@ class Counters:
         with self._lock:
             self._counts[name] += count
 
-    def add_done(self, done: Done) -> None:
-        """Count one answered request, the path that answered it, and the limits it broke."""
+    def add_done(self, ran: Sequence[str], broke: Sequence[str], *, degraded: bool = False) -> None:
+        """Count one answered request, the segments that ran for it, and the limits it broke."""
         with self._lock:
             self._counts["requests"] += 1
-            self._counts["ran " + "+".join(done.ran)] += 1
-            for resource in done.broke:
+            self._counts["ran " + "+".join(ran)] += 1
+            for resource in broke:
                 self._counts["broke " + resource] += 1
+            if degraded:
+                self._counts["degraded"] += 1
 
     def counts(self) -> dict[str, int]:
         """A copy, sorted by name."""

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgebudget_runtime import engine
-from edgebudget_runtime.confidence import signal
+from edgebudget_runtime.confidence import row_signals
 from edgebudget_runtime.elastic import Exit
 from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
@@ -98,7 +100,7 @@ class Segments:
         exit = self.exits.get(id)
         if exit is None:
             return None
-        return signal(state[exit.output], exit.signal, exit.temperature)
+        return np.array(row_signals(state[exit.output], exit.signal, exit.temperature))
 
     def failure(self, path: tuple[str, ...]) -> tuple[str, EdgeBudgetError] | None:
         """The first segment of a path that is known not to work now, and why."""
@@ -118,6 +120,9 @@ class Way:
         self._segments, self._planner, self._view, self._wish = segments, planner, view, wish
         self._curious = wish.policy not in _BLIND and not isinstance(wish.policy, Fixed)
         self.slowdown = planner.latencies.slowdown
+        several = len(planner.front.options) > 1
+        limited = wish.latency_ms is not None or wish.energy_mj is not None
+        self.observed = several and planner.latencies.wants(limited=limited)
         self.ran: tuple[str, ...] = ()
         self.all_ran: tuple[str, ...] = ()  # with beginnings that had to be given up
         self.best: dict[str, Array] = {}
@@ -169,15 +174,17 @@ class Way:
     def _judge(self) -> None:
         """How sure the answer is: the least sure row counts."""
         if self.confidence is None:
-            sure = self._segments.confidences(self.answered[-1], self._scores)
-            if sure is not None and len(sure) and math.isfinite(least := float(sure.min())):
-                self.confidence = least
+            exit = self._segments.exits.get(self.answered[-1])
+            if exit is not None:
+                rows = row_signals(self._scores[exit.output], exit.signal, exit.temperature)
+                least = min(rows, default=math.nan)
+                self.confidence = least if math.isfinite(least) else None
 
     def _advance(self, id: str, state: dict[str, Array], seconds: float, opened: bool) -> None:
         self.ran += (id,)
         self.all_ran += (id,)
         self.opened |= opened
-        if not opened and len(self._planner.front.options) > 1:
+        if self.observed and not opened:
             self._planner.latencies.observe(id, seconds * 1e3)
         if id not in self._segments.answers:
             return
@@ -209,6 +216,8 @@ class Way:
             self._path = self._ask()
             if self._first is None:
                 self._first = self._path
+            if not self._segments.sessions.troubled:
+                return
             known = self._segments.failure(self._path[len(self.ran) :])
             if known is None:
                 return
@@ -216,13 +225,14 @@ class Way:
 
     def _ask(self) -> tuple[str, ...]:
         view, wish = self._view, self._wish
+        ran = self.ran
         ask = Ask(
-            latency_ms=self._left_ms(),
-            energy_mj=view.left_mj(wish.energy_mj, self.ran),
-            ran=self.ran,
-            chosen=view.front.at.get(self._path, -1),
-            confidence=self.confidence if self.ran else None,
-            fill=wish.fill,
+            None if wish.latency_ms is None else self._left_ms(),
+            None if wish.energy_mj is None else view.left_mj(wish.energy_mj, ran),
+            ran,
+            view.front.at.get(self._path, -1),
+            self.confidence if ran else None,
+            wish.fill,
         )
         try:
             choice = view.decide(wish.policy, ask)
