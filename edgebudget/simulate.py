@@ -197,6 +197,7 @@ class _Device:
         self, request: Request, waited_ms: float, allowed: float | None, fill: float | None
     ) -> tuple[int, float]:
         front, slowdown = self._front, self.latencies.slowdown
+        busy = self.latencies.busy
         ran: tuple[str, ...] = ()
         chosen, took_ms = -1, 0.0
         while True:
@@ -210,7 +211,7 @@ class _Device:
             chosen = decide(self._policy, front, ask, self.latencies).place
             path = front.options[chosen].path
             if path == ran:
-                self.latencies.observe_path(ran, took_ms, slowdown)
+                self.latencies.observe_path(ran, took_ms, slowdown, busy)
                 return chosen, took_ms
             for segment in path[len(ran) :]:
                 ms = self.takes_ms(segment, request)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgebudget_runtime.latency_bound import Latencies, LatencyBound
 
 PATHS = (("a",), ("a", "b"), ("c",))
-USUAL = {"a": [1.0] * 120, "b": [2.0] * 120, "c": [5.0] * 120}
+USUAL = {"a": [1.0] * 220, "b": [2.0] * 220, "c": [5.0] * 220}
 
 
 def test_no_history_bounds_nothing() -> None:
@@ -116,7 +116,7 @@ def test_impossible_durations_are_counted_and_change_nothing() -> None:
 def test_a_path_is_bounded_by_its_parts_until_it_has_a_history_of_its_own() -> None:
     found = Latencies(PATHS, USUAL)
     assert found.whole_ms[1] == pytest.approx(found.whole_ms[0] + found.rest_ms(1, 1))
-    for _ in range(120):
+    for _ in range(220):
         found.observe_path(("a", "b"), 2.6, 1.0)
     assert found.whole_ms[1] == 2.6
     assert found.rest_ms(1, 0) == 2.6
@@ -167,7 +167,7 @@ def test_equal_observations_give_equal_bounds() -> None:
         for _ in range(500):
             found.observe("b", float(2 * rng.lognormal(0, 0.3)))
             found.observe_path(("a", "b"), float(3 * rng.lognormal(0, 0.3)), found.slowdown)
-        return found.whole_ms, found.slowdown
+        return list(found.whole_ms), found.slowdown
 
     assert run() == run()
 
@@ -192,3 +192,33 @@ def test_memory_does_not_grow_with_history() -> None:
         tracemalloc.stop()
     assert middle - before < 40_000  # the rings' own numbers are replaced once
     assert abs(after - middle) < 2_000
+
+
+def test_what_is_seen_while_the_device_is_busy_forbids_nothing_in_calm() -> None:
+    found = Latencies(PATHS, USUAL)
+    calm = found.whole_ms[1]
+    for _ in range(100):
+        found.observe("a", 9.0)
+        found.observe_path(("a",), 9.0, found.slowdown, found.busy)
+    assert found.busy
+    assert found.whole_ms[1] * found.slowdown > 3 * calm
+    for _ in range(600):
+        found.observe("a", 1.0)
+    assert not found.busy
+    assert found.whole_ms[1] == pytest.approx(calm)
+
+
+def test_what_was_too_slow_once_and_has_not_run_since_is_forgotten() -> None:
+    found = Latencies(PATHS, USUAL)
+    before = found.whole_ms[1]
+    found.observe("b", 40.0)  # a stall
+    for _ in range(200):
+        found.observe("a", 1.0)
+    found.observe("b", 40.0)
+    for _ in range(200):
+        found.observe("a", 1.0)
+    assert found.whole_ms[1] > 10 * before
+    for _ in range(1100):
+        found.observe("a", 1.0)
+        found.observe_path(("a",), 1.0, found.slowdown, found.busy)
+    assert found.whole_ms[1] < 2 * before

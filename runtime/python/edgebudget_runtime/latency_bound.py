@@ -5,7 +5,9 @@ the next one with probability 1 - alpha, whatever their distribution, as long as
 the last. Contention and throttling break that, so that latencies are first divided by a slowdown
 factor that follows them within a few runs (ALERT: Accurate Learning for Energy and Timeliness,
 2020), and alpha itself is moved by what was missed (Adaptive Conformal Inference Under
-Distribution Shift, 2021).
+Distribution Shift, 2021). Stalls are no factor, and come with other work: what was seen while the
+device was busy is kept apart from what was seen in calm, so that the one does not forbid in calm
+what is safe there. What was too slow once and has not run since is forgotten by and by.
 
 Nothing here grows with the number of requests, and nothing reads a clock.
 """
@@ -18,15 +20,23 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 
 SIZE = 256  # latencies remembered of each segment and path
-TARGET = 0.01  # the part of the requests that may take longer than their bound
+TARGET = (
+    0.005  # the part of the runs that may take longer than their bound: half of what a p99 allows,
+)
+# since the choice falls on the runs whose bounds are too low
 
 _GAMMA = 0.005  # how far one miss moves alpha
+_ROUNDING = 1 + 1e-9
 _BEYOND = 1.25  # times the largest latency seen, where history cannot bound the next one
 _RISE, _FALL = 0.5, 0.25  # how fast the slowdown follows a slower and a faster run
 _SPREAD = 0.5  # standard deviations of the slowdown that its factor includes
 _LARGEST_RATIO = 8.0  # one stall is not a slowdown of hundreds
 _LONGEST_MS = 600_000.0
 _ABSURD = 1000.0  # times the usual latency: the clock jumped, or the machine slept
+_BUSY = 1.6  # a slowdown from which on other work has the device
+_HOLD = 128  # runs in a row below it until the device counts as calm again
+_FORGET = 256  # calls after which what did not run loses its largest latency
+_SWEEP = 16  # calls between two looks at what did not run
 _DRIFTED = 1.5  # a slowdown, or its inverse, that is not a burst when it stays
 _USUAL_LEAST = 1 / _DRIFTED
 _DRIFT_RUNS = 256
@@ -55,7 +65,7 @@ class LatencyBound:
         ring, ordered = self._ring, self._sorted
         if self.enough:
             moved = self._alpha + _GAMMA * self._target
-            if latency > self.value:
+            if latency > self.value * _ROUNDING:
                 moved = max(moved - _GAMMA, 0.0)
             # Not far above the target: a long quiet time is no reason to be careless.
             self._alpha = min(moved, 2 * self._target)
@@ -68,6 +78,14 @@ class LatencyBound:
             ring[at] = latency
             self._next = (at + 1) % self._size
         insort(ordered, latency)
+        return self._renew()
+
+    def forget(self) -> bool:
+        """Put the usual latency in the place of the largest one; whether the bound changed."""
+        largest, usual = self._sorted[-1], self._sorted[len(self._sorted) // 2]
+        self._ring[self._ring.index(largest)] = usual
+        self._sorted.pop()
+        insort(self._sorted, usual)
         return self._renew()
 
     def scale(self, factor: float) -> None:
@@ -116,6 +134,96 @@ class Slowdown:
         self.factor = self.mean + _SPREAD * math.sqrt(self._variance)
 
 
+class _Regime:
+    """What was seen while the device was calm, or while it was busy, and the bounds that gives."""
+
+    def __init__(self, paths: Sequence[tuple[str, ...]], target: float, size: int) -> None:
+        self.paths = paths
+        names = list(dict.fromkeys(s for path in paths for s in path))
+        self.segments = {s: LatencyBound(target=target, size=size) for s in names}
+        self.whole = {p: LatencyBound(target=target, size=size) for p in paths}
+        self.other = self  # whose segments stand in for those that have not run here
+        self.whole_ms = [math.inf] * len(paths)
+        self.reach_ms = [math.inf] * len(paths)
+        self._within = {s: [i for i, path in enumerate(paths) if s in path] for s in names}
+        self._idle = dict.fromkeys(paths, 0)  # calls since a path ran
+        self._calls = 0
+        self._recent: set[tuple[str, ...]] = set()
+
+    def add(self, segment: str, ms: float) -> None:
+        """One run of a segment."""
+        if self.segments[segment].add(ms):
+            self.refresh(self._within[segment])
+
+    def add_path(self, path: tuple[str, ...], ms: float) -> None:
+        """One run of a whole path."""
+        ring = self.whole[path]
+        knew = ring.enough
+        if ring.add(ms) or ring.enough != knew:
+            self.refresh([self.paths.index(path)])
+        self._calls += 1
+        self._recent.add(path)
+        if self._calls % _SWEEP == 0:
+            self._sweep()
+
+    def rings(self) -> tuple[LatencyBound, ...]:
+        """Everything that is remembered."""
+        return (*self.segments.values(), *self.whole.values())
+
+    def parts_ms(self, segments: Sequence[str]) -> float:
+        """Bound on a path from its parts: exact for one; of several, all are rarely late at once.
+
+        What makes all of them late is in the slowdown; what is left is independent, and adds in
+        squares. The path's own history corrects it.
+        """
+        usual = excess = 0.0
+        for segment in segments:
+            ring = self.segments[segment]
+            if not len(ring):
+                ring = self.other.segments[segment]
+            median = ring.median()
+            if median is None:
+                return math.inf
+            usual += median
+            excess += (ring.value - median) ** 2
+        return usual + math.sqrt(excess)
+
+    def rest_ms(self, option: int, done: int) -> float:
+        """Bound on what is left of a path after `done` segments, and on handing it over."""
+        path = self.paths[option]
+        whole = self.whole[path].median()
+        around = 0.0
+        if done and whole is not None:
+            usual = [self.segments[s].median() for s in path]
+            around = max(whole - sum(u for u in usual if u is not None), 0.0)
+            around = 0.0 if None in usual else around
+        return min(self.parts_ms(path[done:]) + around, self.whole_ms[option])
+
+    def refresh(self, options: Sequence[int]) -> None:
+        """Bounds of these options, and what follows from them."""
+        for i in options:
+            whole = self.whole[self.paths[i]]
+            self.whole_ms[i] = whole.value if whole.enough else self.parts_ms(self.paths[i])
+        best = math.inf
+        for i in range(len(self.paths) - 1, -1, -1):
+            best = min(best, self.whole_ms[i])
+            self.reach_ms[i] = best
+
+    def _sweep(self) -> None:
+        """Forget what has kept a path from running for long: it cannot show that it has passed."""
+        ran = {s for path in self._recent for s in path}
+        for path in self.paths:
+            self._idle[path] = 0 if path in self._recent else self._idle[path] + _SWEEP
+            if self._idle[path] < _FORGET:
+                continue
+            self._idle[path] = 0
+            rings = [self.segments[s] for s in path if s not in ran]
+            changed = [r.forget() for r in (self.whole[path], *rings) if len(r)]
+            if any(changed):
+                self.refresh(range(len(self.paths)))
+        self._recent.clear()
+
+
 class Latencies:
     """Bounds on every path, and on what is left of it, from the latencies of its segments.
 
@@ -139,26 +247,35 @@ class Latencies:
         self._calls = 0
         self.discarded = 0  # durations that no run can have had
         self.drifts = 0
-        names = list(dict.fromkeys(s for path in self.paths for s in path))
-        self._segments = {s: LatencyBound(target=target, size=size) for s in names}
-        self._whole = {p: LatencyBound(target=target, size=size) for p in self.paths}
-        self._within = {
-            s: tuple(i for i, path in enumerate(self.paths) if s in path) for s in names
-        }
+        self._calm = _Regime(self.paths, target, size)
+        self._busy = _Regime(self.paths, target, size)
+        self._calm.other, self._busy.other = self._busy, self._calm
         self._usual: dict[str, float] = {}
         self._learning: dict[str, list[float]] = {}
-        self._speed, self._off_runs = Slowdown(), 0
+        self._speed, self._off_runs, self._hold = Slowdown(), 0, 0
         self._on_drift, self._lock = on_drift, Lock()
-        for segment in names:
+        for segment in self._calm.segments:
             self._begin(segment, (usual or {}).get(segment, ()))
-        # Before the slowdown, in the order of `paths`.
-        self.whole_ms = [math.inf] * len(self.paths)
-        self.reach_ms = [math.inf] * len(self.paths)
-        self._refresh(range(len(self.paths)))
+        self._refresh()
+
+    @property
+    def whole_ms(self) -> Sequence[float]:
+        """Bounds on whole paths as the device is now, before the slowdown, in their order."""
+        return self._now().whole_ms
+
+    @property
+    def reach_ms(self) -> Sequence[float]:
+        """The least bound of each path and of those after it."""
+        return self._now().reach_ms
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work has had the device lately."""
+        return self._hold > 0
 
     def rest_ms(self, option: int, done: int) -> float:
         """Bound on what is left of one path after `done` segments, before the slowdown."""
-        return min(self._parts_ms(self.paths[option][done:]), self.whole_ms[option])
+        return self._now().rest_ms(option, done)
 
     def segment_ms(self, segment: str) -> float | None:
         """The usual latency of a segment on this device, None when not known yet."""
@@ -178,7 +295,7 @@ class Latencies:
             usual, speed = self._usual.get(segment), self._speed
             if not self._plausible(ms, usual):
                 return
-            changed = self._segments[segment].add(ms / speed.factor)
+            self._now().add(segment, ms / speed.factor)
             if segment in self._learning:
                 self._learn(segment, ms)
                 usual = self._usual.get(segment)
@@ -189,35 +306,36 @@ class Latencies:
                 else:
                     self._off_runs = 0
             self.slowdown = speed.factor
+            self._hold = _HOLD if speed.factor >= _BUSY else max(self._hold - 1, 0)
             if drifted is not None:
-                self._refresh(range(len(self.paths)))
-            elif changed:
-                self._refresh(self._within[segment])
+                self._refresh()
         if drifted is not None and self._on_drift is not None:
             self._on_drift(drifted)
 
-    def observe_path(self, path: tuple[str, ...], ms: float, slowdown: float) -> None:
-        """Take in what a whole path took, and the `slowdown` when it was chosen.
+    def observe_path(
+        self, path: tuple[str, ...], ms: float, slowdown: float, busy: bool | None = None
+    ) -> None:
+        """Take in what a whole path took, and `slowdown` and `busy` when it was chosen.
 
         Paths of one segment too: the time between the segments, and around them, is in `ms`.
         """
         with self._lock:
-            if path not in self._whole:
+            if path not in self._calm.whole:
                 return
             parts = [self._usual.get(s) for s in path]
             usual = sum(p for p in parts if p is not None)
             if not self._plausible(ms, usual or None):
                 return
-            ring = self._whole[path]
-            knew = ring.enough
-            if ring.add(ms / slowdown) or ring.enough != knew:
-                self._refresh([i for i, p in enumerate(self.paths) if p == path])
+            regime = self._busy if (self.busy if busy is None else busy) else self._calm
+            regime.add_path(path, ms / slowdown)
 
     def history(self) -> dict[str, tuple[float, ...]]:
         """The remembered latencies of every segment that has run, at the usual speed, in ms."""
         found = {}
         with self._lock:
-            for segment, ring in self._segments.items():
+            for segment, ring in self._calm.segments.items():
+                if not len(ring):
+                    ring = self._busy.segments[segment]
                 median = ring.median()
                 if median is not None:
                     scale = self._usual.get(segment, median) / median
@@ -225,11 +343,10 @@ class Latencies:
         return found
 
     def _begin(self, segment: str, samples: Sequence[float]) -> None:
-        ring = self._segments[segment]
         for ms in samples:
             if self._plausible(ms, None):
-                ring.add(ms)
-        usual = ring.median()
+                self._calm.segments[segment].add(ms)
+        usual = self._calm.segments[segment].median()
         if usual is None:
             self._learning[segment] = []
         else:
@@ -258,7 +375,7 @@ class Latencies:
             return None
         self._off_runs = 0
         self.drifts += 1
-        for ring in (*self._segments.values(), *self._whole.values()):
+        for ring in (*self._calm.rings(), *self._busy.rings()):
             if len(ring):
                 ring.scale(mean)
         for segment in self._usual:
@@ -266,29 +383,12 @@ class Latencies:
             self._usual[segment] *= mean
             self._learning[segment] = []
         self._speed.restart()
+        self._hold = 0
         return mean
 
-    def _refresh(self, options: Sequence[int]) -> None:
-        for i in options:
-            whole = self._whole[self.paths[i]]
-            self.whole_ms[i] = whole.value if whole.enough else self._parts_ms(self.paths[i])
-        best = math.inf
-        for i in range(len(self.paths) - 1, -1, -1):
-            best = min(best, self.whole_ms[i])
-            self.reach_ms[i] = best
+    def _now(self) -> _Regime:
+        return self._busy if self._hold else self._calm
 
-    def _parts_ms(self, segments: Sequence[str]) -> float:
-        """Bound on a path from its parts: exact for one; of several, all are rarely late at once.
-
-        What makes all of them late is in the slowdown; what is left is independent, and adds in
-        squares. The path's own history corrects it.
-        """
-        usual = excess = 0.0
-        for segment in segments:
-            ring = self._segments[segment]
-            median = ring.median()
-            if median is None:
-                return math.inf
-            usual += median
-            excess += (ring.value - median) ** 2
-        return usual + math.sqrt(excess)
+    def _refresh(self) -> None:
+        for regime in (self._calm, self._busy):
+            regime.refresh(range(len(self.paths)))

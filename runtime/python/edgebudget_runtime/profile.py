@@ -30,7 +30,7 @@ SCHEMA = 2
 _WITHOUT_DETAIL = 1  # the schema before there was any
 _MOST_BYTES = 8_000_000
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST_ROUNDS = 64  # of calibration: more says nothing new about a quiet device
+_MOST_ROUNDS = 200  # of calibration: enough for a bound to exist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,7 +280,7 @@ class Runner:
         seconds = self._clock() - start
         outcome = self._outcome(planner, way, seconds, asked)
         if way.observed and not (way.opened or way.degraded):
-            planner.latencies.observe_path(way.ran, seconds * 1e3, way.slowdown)
+            planner.latencies.observe_path(way.ran, seconds * 1e3, way.slowdown, way.busy)
         self._telemetry.answered(outcome, start, latency_ms, energy_mj, way.slowdown)
         if strict and outcome.broke:
             raise missed(outcome.broke[0])

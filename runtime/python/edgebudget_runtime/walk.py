@@ -119,7 +119,7 @@ class Way:
     def __init__(self, segments: Segments, planner: Planner, view: View, wish: Wish) -> None:
         self._segments, self._planner, self._view, self._wish = segments, planner, view, wish
         self._curious = wish.policy not in _BLIND and not isinstance(wish.policy, Fixed)
-        self.slowdown = planner.latencies.slowdown
+        self.slowdown, self.busy = planner.latencies.slowdown, planner.latencies.busy
         several = len(planner.front.options) > 1
         limited = wish.latency_ms is not None or wish.energy_mj is not None
         self.observed = several and planner.latencies.wants(limited=limited)
