@@ -95,7 +95,8 @@ def module_program(
         raise UsageError(
             "EB164",
             f"{where}: the model fails on an input of shape {shapes}: {first}",
-            hint="give its shape, batch included: --input-shape 1,3,224,224",
+            hint="give its shape, batch included: --input-shape 1,3,224,224; for token ids, or "
+            "several inputs, return (module, {name: example array})",
         ) from e
     leaves, _ = tree_flatten(answer)
     tensors = [v for v in leaves if isinstance(v, torch.Tensor)]
