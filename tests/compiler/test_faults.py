@@ -229,7 +229,9 @@ def test_a_cache_that_does_not_work_costs_a_warning(
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    code = "import sys; from edgebudget.cli import main; sys.exit(main())"
+    # A test run in the background may have been started with Ctrl-C ignored, and children inherit it.
+    restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{restore}; import sys; from edgebudget.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "compile", *arguments]
     environment = {**os.environ, "EDGEBUDGET_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
