@@ -229,7 +229,7 @@ def test_a_cache_that_does_not_work_costs_a_warning(
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    # A test run in the background may have been started with Ctrl-C ignored, and children inherit it.
+    # Tests that run in the background may have Ctrl-C ignored, which children inherit.
     restore = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{restore}; import sys; from edgebudget.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "compile", *arguments]
