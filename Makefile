@@ -3,13 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# What compiling and the runtime promise, and what targets and profiling do.
-BENCH := compile_resnet56 demo prune_resnet56 ptq_cifar ptq_ultraface \
-	budget_kept elastic_against_static elastic_resnet56 first_answer selection_overhead
-BENCH_TARGETS := ethos_rewrite gpu_energy hexagon_cost latency_kept latency_plan \
-	latency_predictor layer_times profile_overhead xnnpack_latency
-
-.PHONY: demo test test-slow check bench bench-targets compare setup clean
+.PHONY: demo test test-slow check bench compare setup clean
 
 setup: $(VENV)/.installed
 
@@ -34,10 +28,7 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.all $(BENCH)
-
-bench-targets: setup
-	$(BIN)/python -m benchmarks.all $(BENCH_TARGETS)
+	$(BIN)/python -m benchmarks.all
 
 compare: setup
 	$(BIN)/python -m benchmarks.compare

@@ -47,7 +47,11 @@ def test_the_file_is_counted_placed_and_smaller_in_half_precision(
     assert placement.nodes
     assert not placement.fallback
     single = _target("gpu:vulkan/fp32").lower(program, tmp_path, "main")
-    assert file_cost(lowered, program).macs == file_cost(single, program).macs
+    half, whole = (file_cost(x, program) for x in (lowered, single))
+    assert half.macs == whole.macs
+    assert half.size_bytes.value is not None
+    assert whole.size_bytes.value is not None
+    assert half.size_bytes.value < whole.size_bytes.value
     assert any("half precision: outputs on noise" in n for n in lowered.notes)
 
 

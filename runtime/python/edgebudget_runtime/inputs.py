@@ -88,7 +88,7 @@ def _check_values(tensor: Tensor, array: Array) -> None:
     if array.size == 0 or array.dtype.kind != "f":
         return
     # A sum carries any NaN or infinity; of squares it may overflow, which the extremes cannot.
-    if math.isfinite(np.vdot(array, array)):
+    if array.flags.c_contiguous and math.isfinite(np.vdot(array, array)):  # else it is copied
         return
     if np.isfinite(array.min()) and np.isfinite(array.max()):
         return

@@ -212,15 +212,17 @@ class _Regime:
     def _sweep(self) -> None:
         """Forget what has kept a path from running for long: it cannot show that it has passed."""
         ran = {s for path in self._recent for s in path}
+        idle = []
         for path in self.paths:
             self._idle[path] = 0 if path in self._recent else self._idle[path] + _SWEEP
-            if self._idle[path] < _FORGET:
-                continue
-            self._idle[path] = 0
-            rings = [self.segments[s] for s in path if s not in ran]
-            changed = [r.forget() for r in (self.whole[path], *rings) if len(r)]
-            if any(changed):
-                self.refresh(range(len(self.paths)))
+            if self._idle[path] >= _FORGET:
+                self._idle[path] = 0
+                idle.append(path)
+        # A segment that several paths share forgets once.
+        segments = dict.fromkeys(s for path in idle for s in path if s not in ran)
+        rings = [*(self.whole[p] for p in idle), *(self.segments[s] for s in segments)]
+        if any([r.forget() for r in rings if len(r)]):
+            self.refresh(range(len(self.paths)))
         self._recent.clear()
 
 

@@ -39,11 +39,9 @@ class View:
 
     def left_mj(self, energy_mj: float | None, ran: tuple[str, ...]) -> float | None:
         """What an energy limit leaves after `ran`, where that is known."""
-        if energy_mj is None:
-            return None
         here = self.front.at.get(ran)
         spent = None if here is None else self.front.options[here].energy_mj
-        return energy_mj if spent is None else energy_mj - spent
+        return energy_mj if energy_mj is None or spent is None else energy_mj - spent
 
 
 class Planner:

@@ -216,8 +216,6 @@ class Way:
             self._path = self._ask()
             if self._first is None:
                 self._first = self._path
-            if not self._segments.sessions.troubled:
-                return
             known = self._segments.failure(self._path[len(self.ran) :])
             if known is None:
                 return
