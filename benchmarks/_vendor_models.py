@@ -1,6 +1,9 @@
-"""Networks of `transformers`, built from configurations with seeded weights, and clean equivalents.
+"""Networks of `transformers`, built from configurations, and clean equivalents.
 
 The clean ones are written by hand with the same layers and the paddings that an NPU likes.
+MobileNetV2 has the weights of the zoo's: with random ones, what two engines round differently
+in the first layers grows from block to block, which no trained network does, and their answers
+would say nothing. The others are shallow enough for random weights.
 """
 
 from __future__ import annotations
@@ -10,7 +13,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from edgebudget_models import catalogue
+
 CLASSES = 1000
+TRAINED = "mobilenet-v2"  # the network below that has trained weights
 
 
 class Scores(nn.Module):
@@ -42,6 +48,26 @@ def stirred(model: nn.Module) -> nn.Module:
             layer.running_var.uniform_(0.5, 1.5)
             nn.init.uniform_(layer.weight, 0.5, 1.5)
             nn.init.normal_(layer.bias, 0, 0.1)
+    return model.eval()
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """The weights of the zoo's network of that name, layer for layer.
+
+    Its ten classes are the first; the others' weights are drawn with the spread of these.
+    """
+    theirs = catalogue.get(TRAINED).load(None).state_dict()
+    mine = model.state_dict()
+    if len(mine) != len(theirs):
+        raise ValueError(f"{len(mine)} tensors, the zoo's network has {len(theirs)}")
+    for (name, place), (other, value) in zip(mine.items(), theirs.items(), strict=True):
+        if place.shape == value.shape:
+            place.copy_(value)
+        elif place.shape[1:] == value.shape[1:] and len(place) == CLASSES:
+            place.normal_(float(value.mean()), float(value.std()))
+            place[: len(value)] = value
+        else:
+            raise ValueError(f"{name} is no {other}")
     return model.eval()
 
 
@@ -102,7 +128,7 @@ def _clean_mobilenet_v2() -> nn.Module:
         for i in range(count):
             body.append(_Inverted(channels, cout, stride if i == 0 else 1, 6))
             channels = cout
-    return _Pooled([*body, _unit(320, 1280, 1, 1, 1, nn.ReLU6())], 1280)
+    return trained(_Pooled([*body, _unit(320, 1280, 1, 1, 1, nn.ReLU6())], 1280))
 
 
 def _clean_mobilenet_v1() -> nn.Module:
@@ -115,7 +141,7 @@ def _clean_mobilenet_v1() -> nn.Module:
         body.append(_unit(channels, channels, 3, stride, channels, nn.ReLU6()))
         body.append(_unit(channels, cout, 1, 1, 1, nn.ReLU6()))
         channels = cout
-    return _Pooled(body, 1024)
+    return stirred(_Pooled(body, 1024))
 
 
 def _clean_resnet() -> nn.Module:
@@ -124,21 +150,21 @@ def _clean_resnet() -> nn.Module:
     for cout, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
         body += [_Basic(channels, cout, stride), _Basic(cout, cout, 1)]
         channels = cout
-    return _Pooled(body, 512)
+    return stirred(_Pooled(body, 512))
 
 
 def _mobilenet_v2() -> nn.Module:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    config = MobileNetV2Config(tf_padding=True, num_labels=CLASSES)
-    return Scores(MobileNetV2ForImageClassification(config))
+    config = MobileNetV2Config(tf_padding=True, num_labels=CLASSES, layer_norm_eps=1e-5)
+    return trained(Scores(MobileNetV2ForImageClassification(config)))
 
 
 def _mobilenet_v1() -> nn.Module:
     from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
     config = MobileNetV1Config(tf_padding=True, num_labels=CLASSES)
-    return Scores(MobileNetV1ForImageClassification(config))
+    return stirred(Scores(MobileNetV1ForImageClassification(config)))
 
 
 def _resnet() -> nn.Module:
@@ -150,12 +176,12 @@ def _resnet() -> nn.Module:
         layer_type="basic",
         num_labels=CLASSES,
     )
-    return Scores(ResNetForImageClassification(config))
+    return stirred(Scores(ResNetForImageClassification(config)))
 
 
 # name -> as it comes, and by hand
 PAIRS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
-    "mobilenet-v2": (_mobilenet_v2, _clean_mobilenet_v2),
+    TRAINED: (_mobilenet_v2, _clean_mobilenet_v2),
     "mobilenet-v1": (_mobilenet_v1, _clean_mobilenet_v1),
     "resnet-18": (_resnet, _clean_resnet),
 }

@@ -3,7 +3,8 @@
 "As it comes" and "by hand" go through ExecuTorch's own PT2E recipe, ours through the compiler's
 passes. All three are compiled by Vela for the same NPU and memory mode; figures are Vela's
 estimates. Numerics: the rewritten float graph against the network, and the TOSA reference model (on
-the graph that Vela compiles) against the integer ONNX graph, in output steps.
+the graph that Vela compiles) against the integer ONNX graph, in output steps; on the pictures that
+the weights were trained for, or on seeded ones where they are random.
 
     python -m benchmarks.ethos_rewrite [NETWORK ...]
 """
@@ -22,14 +23,17 @@ import numpy as np
 import torch
 
 from benchmarks._quantizing import context
-from benchmarks._vendor_models import PAIRS, stirred
-from benchmarks.harness import save
+from benchmarks._split import Evenly
+from benchmarks._vendor_models import PAIRS, TRAINED
+from benchmarks.harness import data_folder, save
 from benchmarks.xnnpack_latency import Pictures
 from edgebudget import graph as graphs
 from edgebudget import target_registry
 from edgebudget.export import to_graph
 from edgebudget.program import Program, TensorSpec
 from edgebudget.verify import output_steps
+from edgebudget.workload import Dataset
+from edgebudget_models import catalogue
 from edgebudget_passes import clean_graph, quantize_int8, rewrite_for_target
 from edgebudget_targets import _vela
 from edgebudget_targets._vela import Estimate, Setting
@@ -37,7 +41,7 @@ from edgebudget_targets.ethos_u import EthosUTarget
 
 _TARGET = "npu:ethos-u85-256"
 _SHAPE = (1, 3, 224, 224)
-_SAMPLES, _JUDGED = 8, 2
+_SAMPLES, _JUDGED = 32, 8
 _COSTS = 1.10
 _TOLD = 1.001
 _LIMIT_S = 300.0
@@ -48,6 +52,9 @@ def main(arguments: list[str]) -> int:
     missing = [p for p in ("executorch", "transformers", "ethosu") if find_spec(p) is None]
     if missing:
         sys.stderr.write(f"skipped: {', '.join(missing)} not installed\n")
+        return 0
+    if TRAINED in (arguments or PAIRS) and not (data_folder() / "cifar10").is_dir():
+        sys.stderr.write(f"skipped: {TRAINED} needs cifar10 (set EDGEBUDGET_DATA)\n")
         return 0
     torch.set_num_threads(1)
     rows = {name: _network(name) for name in arguments or PAIRS}
@@ -71,14 +78,14 @@ def _network(name: str) -> dict[str, Any]:
     setting = Setting.of(target.spec.options)
     stock, clean = PAIRS[name]
     torch.manual_seed(0)
-    network = stirred(stock())
+    network = stock()
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as folder:
-        ours, worst, gap, told = _ours(network, target, Path(folder))
+        ours, worst, gap, told = _ours(network, _seen(name), target, Path(folder))
     torch.manual_seed(0)
     found = {
         "as it comes": _recipe(network, setting),
         "ours": ours,
-        "by hand": _recipe(stirred(clean()), setting),
+        "by hand": _recipe(clean(), setting),
     }
     return {
         "cycles": {k: v.cycles for k, v in found.items()},
@@ -94,8 +101,23 @@ def _network(name: str) -> dict[str, Any]:
     }
 
 
+def _seen(name: str) -> tuple[Dataset, Dataset]:
+    """Pictures to calibrate on, and others to judge by."""
+    if name != TRAINED:
+        judged = Pictures(_SHAPE[1:], _JUDGED, first=1000)
+        return Pictures(_SHAPE[1:], _SAMPLES), judged
+    entry, root = catalogue.get(name), data_folder() / "cifar10"
+    return (
+        Evenly(entry.data("calibration", root), _SAMPLES),
+        Evenly(entry.data("evaluation", root), _JUDGED),
+    )
+
+
 def _ours(
-    network: torch.nn.Module, target: EthosUTarget, folder: Path
+    network: torch.nn.Module,
+    pictures_seen: tuple[Dataset, Dataset],
+    target: EthosUTarget,
+    folder: Path,
 ) -> tuple[Estimate, float, float, float]:
     """Vela's estimate, the gap of the integers in output steps, that of the rewritten floats.
 
@@ -105,12 +127,11 @@ def _ours(
     start = Program(
         body=network, stage="module", inputs=(spec,), outputs=("scores",), facts=frozenset()
     )
-    calibration = Pictures(_SHAPE[1:], _SAMPLES)
+    calibration, judged = pictures_seen
     setting = context(calibration, target.spec)
     found = to_graph(start)
     for step in (clean_graph, rewrite_for_target):
         found = step.run(found, step.Config(), setting).program
-    judged = Pictures(_SHAPE[1:], _JUDGED, first=1000)
     pictures = np.stack([judged.sample(i).inputs["image"] for i in range(_JUDGED)])
     with torch.inference_mode():
         exact = network(torch.from_numpy(pictures)).numpy()

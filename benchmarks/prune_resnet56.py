@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks._quantizing import CPU
+from benchmarks._split import Evenly
 from benchmarks.harness import data_folder, save
 from edgebudget.batchnorm import refresh
 from edgebudget.counter import count
@@ -34,33 +35,11 @@ from edgebudget.events import Event, Said
 from edgebudget.program import Context, PassResult, Program, TensorSpec
 from edgebudget.tasks import Classification
 from edgebudget.train import Caller, load_tensors, outputs_over
-from edgebudget.workload import Data, Sample
+from edgebudget.workload import Data
 from edgebudget_models.checkpoint import load_into
 from edgebudget_models.cifar10_resnet56 import ENTRY
 from edgebudget_passes import prune_channels, recover
 from edgebudget_runtime.budget import Budget, parse_count
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A zoo split as a data set; `limit` takes an even selection."""
-
-    source: Any
-    limit: int = 0
-
-    @property
-    def name(self) -> str:
-        return str(self.source.name)
-
-    def __len__(self) -> int:
-        return min(self.limit, len(self.source)) if self.limit else len(self.source)
-
-    def sample(self, index: int) -> Sample:
-        inputs, label = self.source.sample(index * len(self.source) // len(self))
-        return Sample(inputs, label)
-
-    def digest(self) -> str:
-        return f"{self.source.digest()}/{len(self)}"
 
 
 def main(arguments: list[str]) -> int:
@@ -77,10 +56,10 @@ def main(arguments: list[str]) -> int:
         body = load_into(ENTRY.build(), options.weights)
     program = Program("module", body.eval(), (TensorSpec("image", (1, 3, 32, 32)),), ("scores",))
     data = Data(
-        Pictures(ENTRY.data("calibration", root)),
-        Pictures(ENTRY.data("train", root), options.train_limit),
+        Evenly(ENTRY.data("calibration", root)),
+        Evenly(ENTRY.data("train", root), options.train_limit),
     )
-    test = Pictures(ENTRY.data("evaluation", root), options.test_limit)
+    test = Evenly(ENTRY.data("evaluation", root), options.test_limit)
     judge = Judge(test)
     result: dict[str, Any] = {
         "threads": options.threads,
@@ -126,7 +105,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 class Judge:
     """Top-1 with a 95 % interval (Wilson) on the test pictures."""
 
-    def __init__(self, test: Pictures) -> None:
+    def __init__(self, test: Evenly) -> None:
         self.data = load_tensors(test, ["image"])
 
     def __call__(self, program: Program) -> dict[str, float]:

@@ -14,6 +14,7 @@ _NAMES = (
     "cifar10-resnet20",
     "cifar10-resnet56",
     "cifar10-resnet56-elastic",
+    "cifar10-mobilenet-elastic",
     "cifar10-vit",
     "mobilenet-v2",
 )

@@ -70,6 +70,7 @@ def test_packaged_weights_load_and_answer(name: str) -> None:
         ("cifar10-resnet20", 40_551_040),
         ("cifar10-resnet56", 125_485_696),
         ("cifar10-resnet56-elastic", 153_799_168),
+        ("cifar10-mobilenet-elastic", 90_411_776),
         ("mobilenet-v2", 299_507_072),
         ("uhd-iqa", 83_117_998_272),
     ],

@@ -17,9 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgebudget_models import catalogue
 from edgebudget_models.cifar import CLASSES
 from edgebudget_models.cifar_elastic_net import BLOCKS, TAPS, ElasticResNet, Tap
+from edgebudget_models.cifar_mobilenet_net import CifarMobileNet, ElasticMobileNet
 from edgebudget_models.cifar_resnet_net import CifarResNet
 from edgebudget_models.cifar_vit_net import VisionTransformer
 from edgebudget_models.image_folder import list_split
+from edgebudget_models.recipes import cifar10_mobilenet_elastic as mobilenet_recipe
 from edgebudget_models.recipes import cifar10_resnet56_elastic as recipe
 from edgebudget_models.recipes import cifar10_vit, cifar_teachers, cifar_views, distillation
 
@@ -39,16 +41,25 @@ def _data_folder() -> Path:
     pytest.skip(f"no cifar10 in {', '.join(map(str, roots))} (set EDGEBUDGET_DATA)")
 
 
-@pytest.mark.parametrize(("exits", "macs"), [(1, 21_676_672), (2, 42_910_976)])
-def test_cost_up_to_an_exit(exits: int, macs: int) -> None:
-    model = ElasticResNet(TAPS[:exits]).eval().to("meta")
+@pytest.mark.parametrize(
+    ("model", "macs"),
+    [
+        (ElasticResNet(TAPS[:1]), 21_676_672),
+        (ElasticResNet(TAPS), 42_910_976),
+        (ElasticMobileNet((5,)), 28_643_840),
+        (ElasticMobileNet((5, 8)), 44_487_680),
+    ],
+)
+def test_cost_up_to_an_exit(model: ElasticResNet | ElasticMobileNet, macs: int) -> None:
+    model = model.eval().to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.early(torch.empty(1, 3, 32, 32, device="meta"))
     assert counter.get_total_flops() == 2 * macs
 
 
-def test_exits_are_named_as_they_are_returned() -> None:
-    entry = catalogue.get("cifar10-resnet56-elastic")
+@pytest.mark.parametrize("name", ["cifar10-resnet56-elastic", "cifar10-mobilenet-elastic"])
+def test_exits_are_named_as_they_are_returned(name: str) -> None:
+    entry = catalogue.get(name)
     assert entry.outputs == ("scores.exit1", "scores.exit2", "scores")
     with torch.no_grad():
         answers = entry.load(None)(_noise(2, 3, 32, 32))
@@ -76,16 +87,32 @@ def test_an_exit_does_not_depend_on_what_comes_after() -> None:
     assert same == [True, True, False, False]
 
 
-def test_last_answer_is_shared_between_body_and_last_exit() -> None:
+def test_mobilenet_exits_build_on_earlier_ones_only() -> None:
+    model = ElasticMobileNet((3, 6, 12)).eval()
+    x = _noise(2, 3, 32, 32)
+    with torch.no_grad():
+        before = model(x)
+        for parameter in [*model.features[3].parameters(), *model.rungs[1].parameters()]:
+            parameter.mul_(1.5)
+        after = model(x)
+    same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert same == [True, False, False, False]
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenet"])
+def test_last_answer_is_shared_between_body_and_last_exit(family: str) -> None:
     torch.manual_seed(0)
-    body = CifarResNet(BLOCKS)
-    student = recipe.Student(body).eval()
+    body, made = {
+        "resnet": (CifarResNet(BLOCKS), recipe),
+        "mobilenet": (CifarMobileNet(), mobilenet_recipe),
+    }[family]
+    student = made.Student(body).eval()
     x = _noise(4, 3, 32, 32)
     with torch.no_grad():
         exit1, exit2, *_, alone = student(x)
         torch.testing.assert_close(alone, body.eval()(x))
-        answers = recipe.finished(student)(x)
-    expected = (1 - recipe.SHARE) * alone + recipe.SHARE * exit2
+        answers = made.finished(student)(x)
+    expected = (1 - made.SHARE) * alone + made.SHARE * exit2
     for answer, wanted in zip(answers, (exit1, exit2, expected), strict=True):
         torch.testing.assert_close(answer, wanted, rtol=1e-4, atol=1e-4)
 
@@ -103,7 +130,9 @@ def test_transformer_skips_layers_only_while_training() -> None:
         assert model(x).shape == whole.shape
 
 
-@pytest.mark.parametrize("name", ["cifar10-resnet56-elastic", "cifar10-vit"])
+@pytest.mark.parametrize(
+    "name", ["cifar10-resnet56-elastic", "cifar10-mobilenet-elastic", "cifar10-vit"]
+)
 def test_networks_export_and_answer_the_same(name: str) -> None:
     model = catalogue.get(name).load(None)
     x = _noise(1, 3, 32, 32)
@@ -113,7 +142,12 @@ def test_networks_export_and_answer_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "top1"), [("cifar10-resnet56-elastic", (0.83, 0.84, 0.87)), ("cifar10-vit", (0.82,))]
+    ("name", "top1"),
+    [
+        ("cifar10-resnet56-elastic", (0.83, 0.84, 0.87)),
+        ("cifar10-mobilenet-elastic", (0.84, 0.86, 0.87)),
+        ("cifar10-vit", (0.82,)),
+    ],
 )
 def test_packaged_weights_classify(name: str, top1: tuple[float, ...]) -> None:
     entry = catalogue.get(name)
@@ -166,7 +200,7 @@ def test_views_repeat_and_say_what_they_mixed() -> None:
 def test_recipes_run_from_teacher_to_weights(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cifar_teachers, recipe, cifar10_vit):
+    for module in (cifar_teachers, recipe, mobilenet_recipe, cifar10_vit):
         monkeypatch.setattr(module, "SETTINGS", replace(module.SETTINGS, epochs=1, batch=20))
         monkeypatch.setattr(module, "KEPT_BACK", 10)
     monkeypatch.setattr(cifar_teachers, "WIDTH", 1)
@@ -187,6 +221,10 @@ def test_recipes_run_from_teacher_to_weights(
     call(recipe.main, *taught, str(weights), "--start", str(body), "--report", str(report))
     catalogue.get("cifar10-resnet56-elastic").load(weights)
     assert len(json.loads(report.read_text())["test"]) == 3
+    call(mobilenet_recipe.main, *taught, str(body), "--static")
+    call(mobilenet_recipe.main, *taught, str(weights), "--start", str(body))
+    assert weights.stat().st_size < 10_000_000
+    catalogue.get("cifar10-mobilenet-elastic").load(weights)
     call(cifar10_vit.main, *taught, str(weights))
     assert weights.stat().st_size < 10_000_000
     catalogue.get("cifar10-vit").load(weights)
