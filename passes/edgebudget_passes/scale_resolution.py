@@ -3,8 +3,9 @@
 MACs of a convolutional network fall with the square of the scale. The picture is averaged over
 whole blocks of pixels as long as at least one block of two fits, then resized bilinearly
 (half-pixel centres, no antialiasing): both forms run as integers on the NPU and on the CPU and
-agree to one step of the 8-bit output. Sizes are multiples of a number of pixels and keep the
-aspect ratio to within that rounding.
+agree to one step of the 8-bit output. Where the target has no bilinear form (its option `shrinks`
+says "blocks"), only whole blocks are averaged. Sizes are multiples of a number of pixels and keep
+the aspect ratio to within that rounding.
 Source: "Fixing the train-test resolution discrepancy", Touvron et al., 2019.
 """
 
@@ -52,6 +53,9 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     if size == before or math.prod(size) >= math.prod(before):
         why = f"{_by(size)} is not smaller than {_by(before)} (multiples of {_step(image, config)})"
         return _declined(program, why)
+    if not _shrinks(before, size, ctx.target):
+        why = f"{_by(before)} to {_by(size)} takes more than {ctx.target.device} can average"
+        return _declined(program, why)
     try:
         shapes = _shapes(program, image)
     except Exception as e:  # user code
@@ -93,7 +97,7 @@ def feasible_scales(program: Program, target: TargetSpec | None = None) -> tuple
         size = _size(image, Config(scale=wished))
         exact = math.sqrt(math.prod(size) / (height * width))
         scale = exact if _size(image, Config(scale=exact)) == size else wished
-        if scale >= 1.0 or scale in found:
+        if scale >= 1.0 or scale in found or not _shrinks((height, width), size, target):
             continue
         if _refuses(program, image, size, shapes) is None:
             found.append(scale)
@@ -116,6 +120,13 @@ def _size(image: TensorSpec, config: Config) -> tuple[int, int]:
     wished = (config.height or height * config.scale, config.width or width * config.scale)
     h, w = (max(step, int(v / step + 0.5) * step) for v in wished)
     return h, w
+
+
+def _shrinks(before: Sequence[int], size: Sequence[int], target: TargetSpec | None) -> bool:
+    """Whether the target can bring pictures to this size."""
+    if target is None or target.options.get("shrinks") != "blocks":
+        return True
+    return all(have % want == 0 for have, want in zip(before, size, strict=True))
 
 
 def _by(size: Sequence[int]) -> str:

@@ -36,8 +36,8 @@ def lower(source: Path, out: Path, settings: Mapping[str, str]) -> dict[str, Any
     """Lower a graph with static shapes; writes `out` and, beside it, `<name>.tosa`.
 
     Returns `left` (ONNX node name -> why the NPU does not take it) and `parts`, the number of
-    pieces that the NPU gets. Only a single piece has a TOSA file. The program takes and gives
-    integers, where the graph rounds its edges.
+    pieces that the NPU gets. Only a piece that is the whole graph has a TOSA file. The program
+    takes and gives integers, where the graph rounds its edges.
 
     Raises:
         UnsupportedError: EB243, an operator has no counterpart in torch.
@@ -66,7 +66,8 @@ def lower(source: Path, out: Path, settings: Mapping[str, str]) -> dict[str, Any
         lowered = _integer_edges(lowered)
         left = left_out(lowered.exported_program(), module)
         tosa = Path(scratch) / "out.tosa"
-        whole = tosa.read_bytes() if parts == 1 and tosa.is_file() else b""
+        alone = parts == 1 and not left
+        whole = tosa.read_bytes() if alone and tosa.is_file() else b""
         _write(out, lowered.to_executorch().buffer)
     if whole:
         _write(out.with_suffix(".tosa"), whole)

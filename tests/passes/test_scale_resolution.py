@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgebudget import graph
+from edgebudget import graph, target_registry
 from edgebudget.counter import count
 from edgebudget.export import run_module, to_graph
 from edgebudget.program import Context, PassResult, Program, TensorSpec
@@ -64,8 +65,12 @@ def _program(net: nn.Module, shape: tuple[int, ...] = (1, 3, 64, 96)) -> Program
     return Program("module", net.eval(), (TensorSpec("image", shape),), ("y",))
 
 
+def _context(target: str = "cpu") -> Context:
+    return cast("Context", SimpleNamespace(target=target_registry.get(target).spec))
+
+
 def _run(program: Program, config: Config) -> PassResult:
-    result = scale_resolution.run(program, config, cast(Context, None))
+    result = scale_resolution.run(program, config, _context())
     assert bool(result.did) != bool(result.declined)
     return result
 
@@ -149,6 +154,17 @@ def test_feasible_scales_are_those_that_run() -> None:
         body = _run(program, Config(scale=scale)).program.body
         h, w = body.inner
         assert h * w / (64 * 96) == pytest.approx(scale**2)
+
+
+def test_a_target_without_bilinear_resizing_averages_blocks() -> None:
+    ctx = _context("npu:ethos-u55-128")
+    program = _program(Skip(), (1, 3, 64, 64))
+    assert feasible_scales(program, ctx.target) == (0.5, 0.25)
+    declined = scale_resolution.run(program, Config(scale=0.75), ctx)
+    assert "64x64 to 48x48" in declined.declined[0].why
+    assert declined.program is program
+    half = scale_resolution.run(program, Config(scale=0.5), ctx).program
+    assert half.body.inner == (32, 32)
 
 
 def test_scaling_twice_scales_the_network_once() -> None:

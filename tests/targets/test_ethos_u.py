@@ -118,12 +118,16 @@ def test_u85_computes_the_same(quantized: Program, tmp_path: Path) -> None:
     assert "Dedicated_Sram_384KB" in u85.latency(file, {}, 1).how
 
 
-def test_a_node_that_the_npu_refuses_is_named(target: EthosUTarget, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [False, True], ids=["between", "first"])
+def test_a_node_that_the_npu_refuses_is_named(
+    target: EthosUTarget, tmp_path: Path, first: bool
+) -> None:
     net = Net()
-    a = net.add("Relu", net.conv("x", 3, 4))
+    a = "x" if first else net.add("Relu", net.conv("x", 3, 4))
     scales = net.store(np.asarray([1, 1, 2, 2], np.float32))
     b = net.add("Resize", a, "", scales, out="wider", mode="linear")
-    d = net.add("Flatten", net.add("GlobalAveragePool", net.conv(b, 4, 8, k=1)))
+    channels = 3 if first else 4
+    d = net.add("Flatten", net.add("GlobalAveragePool", net.conv(b, channels, 8, k=1)))
     model = net.model(net.add("Gemm", d, net.weight(5, 8), transB=1, out="y"))
     program = _integer(graphs.program(model), target)
     lowered = target.lower(program, tmp_path, "main")
