@@ -1,16 +1,19 @@
 """Run every benchmark that can run here: `python -m benchmarks.all [NAME ...]`.
 
 A benchmark is a module of this folder with `main(arguments) -> int`. One that misses its data, or
-a device, says so and is skipped; the exit code is 1 when any other one fails. What writes files
-that the project ships or its documents hold runs only where it is named.
+a device, says so and is skipped; the exit code is 1 when any other one fails. Each has a process
+of its own: none inherits another's memory or threads. What writes files that the project ships or
+its documents hold runs only where it is named.
 """
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
+import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.harness import ROOT
 
 _PARTS = {"all", "harness"}
 _WRITERS = {"compare", "hexagon_cost", "layer_times"}
@@ -31,7 +34,8 @@ def main(chosen: list[str]) -> int:
     failed = []
     for name in chosen or [n for n in names() if n not in _WRITERS]:
         sys.stderr.write(f"== {name}\n")
-        if importlib.import_module(f"benchmarks.{name}").main([]):
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
             failed.append(name)
     if failed:
         sys.stderr.write(f"failed: {', '.join(failed)}\n")

@@ -1,4 +1,4 @@
-"""The command line that the recipes of `cifar10-resnet56-elastic` and `cifar10-vit` share."""
+"""The command line that the recipes of students share, who learn from teachers' answers."""
 
 from __future__ import annotations
 
