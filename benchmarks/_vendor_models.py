@@ -2,8 +2,8 @@
 
 The clean ones are written by hand with the same layers and the paddings that an NPU likes.
 MobileNetV2 has the weights of the zoo's: with random ones, what two engines round differently
-in the first layers grows from block to block, which no trained network does, and their answers
-would say nothing. The others are shallow enough for random weights.
+in the first layers grows from block to block, far more than in a trained network. The others are
+shallow enough for random weights.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ estimates. Numerics, in steps of the integer output: the rewritten float graph a
 and the TOSA reference model (on the graph that Vela compiles) against the integer ONNX graph; on
 the pictures that the weights were trained for, or on seeded ones where they are random. The two
 integer engines round about one value in 100,000 differently in every layer (one multiplies in
-single precision), which 50 layers carry on: all outputs but one in 1,000 must be within a step.
+single precision), which 50 layers carry on: a single output may then miss by more than a step.
 
     python -m benchmarks.ethos_rewrite [NETWORK ...]
 """
@@ -46,7 +46,6 @@ _SHAPE = (1, 3, 224, 224)
 _SAMPLES, _JUDGED = 32, 8
 _COSTS = 1.10
 _STEP = 1.001
-_SAME = 0.999  # of the outputs
 _LIMIT_S = 300.0
 
 
@@ -65,7 +64,7 @@ def main(arguments: list[str]) -> int:
     for name, row in rows.items():
         ok[f"{name}: at most {_COSTS} x the clean one's cycles"] = row["ratio"] <= _COSTS
         ok[f"{name}: rewritten within one step of the network"] = row["float_steps"] <= _STEP
-        ok[f"{name}: 99.9 % within one step of the ONNX graph"] = row["within_a_step"] >= _SAME
+        ok[f"{name}: within one step of the ONNX graph"] = row["worst_steps"] <= _STEP
         ok[f"{name}: pictures differ by more than a step"] = row["picture_steps"] > _STEP
     if not arguments:
         save("ethos_rewrite", {"target": _TARGET, "networks": rows, "ok": ok})

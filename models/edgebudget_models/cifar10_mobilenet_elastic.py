@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from edgebudget_models.cifar_mobilenet_net import ElasticMobileNet
 
 
-KEPT_BACK = 5000  # training pictures that no training saw: for calibration and for thresholds
-
-
 def build() -> ElasticMobileNet:
     """The network with random weights."""
     from edgebudget_models.cifar_mobilenet_net import ElasticMobileNet
@@ -26,5 +23,5 @@ ENTRY = cifar.entry(
     build,
     32,
     outputs=("scores.exit1", "scores.exit2", "scores"),
-    kept_back=KEPT_BACK,
+    kept_back=cifar.KEPT_BACK,
 )

@@ -9,8 +9,6 @@ from edgebudget_models import cifar
 if TYPE_CHECKING:
     from edgebudget_models.cifar_elastic_net import ElasticResNet
 
-KEPT_BACK = 5000  # training pictures that no training saw: for calibration and for thresholds
-
 
 def build() -> ElasticResNet:
     """The network with random weights."""
@@ -25,5 +23,5 @@ ENTRY = cifar.entry(
     build,
     32,
     outputs=("scores.exit1", "scores.exit2", "scores"),
-    kept_back=KEPT_BACK,
+    kept_back=cifar.KEPT_BACK,
 )

@@ -9,8 +9,6 @@ from edgebudget_models import cifar
 if TYPE_CHECKING:
     from edgebudget_models.cifar_vit_net import VisionTransformer
 
-KEPT_BACK = 5000  # training pictures that no training saw: for calibration and for thresholds
-
 
 def build() -> VisionTransformer:
     """The network with random weights."""
@@ -24,5 +22,5 @@ ENTRY = cifar.entry(
     "vision transformer (nine layers) for 32x32 pictures of ten classes, 189 MMACs",
     build,
     32,
-    kept_back=KEPT_BACK,
+    kept_back=cifar.KEPT_BACK,
 )

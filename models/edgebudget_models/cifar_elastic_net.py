@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgebudget_models.cifar_ladder import Laddered
 from edgebudget_models.cifar_resnet_net import Block, CifarResNet
 
 BLOCKS = 9  # of each stage of the body
@@ -71,7 +72,7 @@ class Rung(nn.Module):
         return here, self.coarse(self.shrink2(here, coarse))
 
 
-class ElasticResNet(nn.Module):
+class ElasticResNet(Laddered):
     """The body of ResNet-56, an exit at each tap, and a last answer from body and ladder."""
 
     def __init__(self, taps: tuple[Tap, ...] = TAPS, classes: int = 10) -> None:
@@ -81,7 +82,6 @@ class ElasticResNet(nn.Module):
         self.layer1, self.layer2, self.layer3 = body.layer1, body.layer2, body.layer3
         self.taps = taps
         self.rungs = nn.ModuleList(Rung(tap, classes) for tap in taps)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(2 * STAGES[-1], classes)
         for module in self.rungs.modules():
             if isinstance(module, nn.Conv2d):
@@ -116,17 +116,9 @@ class ElasticResNet(nn.Module):
             x = block(x)
         return x
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C]."""
-        return torch.flatten(self.pool(x), 1)
-
-    def join(self, head: nn.Linear, share: float) -> None:
-        """Make the last answer one of the body's own, by `head`, and `share` of the last exit's."""
-        exit_head = self._ladder()[-1].linear
-        parts = ((1 - share) * head.weight, share * exit_head.weight)
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.cat(parts, 1))
-            self.linear.bias.copy_((1 - share) * head.bias + share * exit_head.bias)
+    def last_exit(self) -> nn.Linear:
+        """The head of the last exit."""
+        return self._ladder()[-1].linear
 
     def _ladder(self) -> list[Rung]:
         return [rung for rung in self.rungs if isinstance(rung, Rung)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgebudget_models.cifar_ladder import Laddered
 from edgebudget_models.mobilenet_v2_net import (
     STAGES,
     InvertedResidual,
@@ -81,7 +82,7 @@ class Rung(nn.Module):
         return coarse, self.head(coarse)
 
 
-class ElasticMobileNet(nn.Module):
+class ElasticMobileNet(Laddered):
     """The body, an exit at each tap, and a last answer from body and ladder."""
 
     def __init__(self, taps: tuple[int, ...] = TAPS, classes: int = 10) -> None:
@@ -89,7 +90,6 @@ class ElasticMobileNet(nn.Module):
         self.features, shapes = parts()
         self.taps = taps
         self.rungs = nn.ModuleList(Rung(*shapes[tap - 1], classes) for tap in taps)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(LAST + EXIT, classes)
         initialise(self)
 
@@ -117,17 +117,9 @@ class ElasticMobileNet(nn.Module):
         features: Tensor = self.features[self.taps[-1] :](x)
         return features
 
-    def pooled(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C]."""
-        return torch.flatten(self.pool(x), 1)
-
-    def join(self, head: nn.Linear, share: float) -> None:
-        """Make the last answer one of the body's own, by `head`, and `share` of the last exit's."""
-        exit_head = self._ladder()[-1].linear
-        both = ((1 - share) * head.weight, share * exit_head.weight)
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.cat(both, 1))
-            self.linear.bias.copy_((1 - share) * head.bias + share * exit_head.bias)
+    def last_exit(self) -> nn.Linear:
+        """The head of the last exit."""
+        return self._ladder()[-1].linear
 
     def _ladder(self) -> list[Rung]:
         return [rung for rung in self.rungs if isinstance(rung, Rung)]

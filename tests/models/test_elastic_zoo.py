@@ -106,7 +106,7 @@ def test_last_answer_is_shared_between_body_and_last_exit(family: str) -> None:
         "resnet": (CifarResNet(BLOCKS), recipe),
         "mobilenet": (CifarMobileNet(), mobilenet_recipe),
     }[family]
-    student = made.Student(body).eval()
+    student = made.student(body).eval()
     x = _noise(4, 3, 32, 32)
     with torch.no_grad():
         exit1, exit2, *_, alone = student(x)

@@ -14,42 +14,31 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from edgebudget_models.cifar10_mobilenet_elastic import KEPT_BACK
+from edgebudget_models.cifar import KEPT_BACK
 from edgebudget_models.cifar_mobilenet_net import TAPS, CifarMobileNet, ElasticMobileNet
 from edgebudget_models.recipes.cifar_students import parser, run, started
 from edgebudget_models.recipes.distillation import Settings
+from edgebudget_models.recipes.ladder_student import Student
 
 SETTINGS = Settings(epochs=200, batch=250, rate=0.1, decay=2e-4)
 SHARE = 0.3  # of the last exit in the last answer
 
 
-class Student(nn.Module):
-    """The network with a body that answers for itself while training.
-
-    Were the last answer trained on body and ladder at once, it would lean on the ladder, which is
-    sooner good, and the body would learn less.
-    """
-
-    def __init__(self, body: CifarMobileNet, taps: tuple[int, ...] = TAPS) -> None:
-        super().__init__()
-        self.net = ElasticMobileNet(taps)
-        self.head = body.linear
-        self.net.features.load_state_dict(body.features.state_dict())
-        self.net.linear.requires_grad_(False)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Scores of the exits, the last by the body alone."""
-        answers, x, _ = self.net.early(image)
-        return (*answers, self.head(self.net.pooled(self.net.late(x))))
+def student(body: CifarMobileNet, taps: tuple[int, ...] = TAPS) -> Student:
+    """The network around a body, before its exits are trained."""
+    net = ElasticMobileNet(taps)
+    net.features.load_state_dict(body.features.state_dict())
+    return Student(net, body.linear)
 
 
-def finished(student: nn.Module) -> ElasticMobileNet:
+def finished(trained: nn.Module) -> ElasticMobileNet:
     """The packaged network: the last answer from body and ladder."""
-    assert isinstance(student, Student)
-    student.net.join(student.head, SHARE)
-    return student.net.eval()
+    assert isinstance(trained, Student)
+    assert isinstance(trained.net, ElasticMobileNet)
+    trained.net.join(trained.head, SHARE)
+    return trained.net.eval()
 
 
 def main() -> None:
@@ -67,7 +56,7 @@ def main() -> None:
         return
     weights = (*(0.5 for _ in arguments.taps), 1.0)
     run(
-        lambda: Student(body(), arguments.taps),
+        lambda: student(body(), arguments.taps),
         arguments,
         replace(SETTINGS, weights=weights),
         KEPT_BACK,

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from edgebudget_models.cifar10_resnet56_elastic import KEPT_BACK
+from edgebudget_models.cifar import KEPT_BACK
 from edgebudget_models.cifar_elastic_net import BLOCKS, TAPS, ElasticResNet, Tap
 from edgebudget_models.cifar_resnet_net import CifarResNet
 from edgebudget_models.recipes.cifar_students import parser, run, started
 from edgebudget_models.recipes.distillation import Settings
+from edgebudget_models.recipes.ladder_student import Student
 
 # Exits at the last two were trained along, no better than the second, and left out.
 TRAINED_TAPS = (*TAPS, Tap(6, 0, 1), Tap(12, 0, 1))
@@ -28,34 +29,21 @@ WEIGHTS = (0.5, 0.5, 0.5, 0.5, 1.0)
 SHARE = 0.3  # of the last exit in the last answer
 
 
-class Student(nn.Module):
-    """The network with a body that answers for itself while training.
-
-    Were the last answer trained on body and ladder at once, it would lean on the ladder, which is
-    sooner good, and the body would learn less.
-    """
-
-    def __init__(self, body: CifarResNet) -> None:
-        super().__init__()
-        self.net = ElasticResNet(TRAINED_TAPS)
-        self.head = body.linear
-        tensors = {k: v for k, v in body.state_dict().items() if not k.startswith("linear.")}
-        self.net.load_state_dict(tensors, strict=False)
-        self.net.linear.requires_grad_(False)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Scores of the exits, the last by the body alone."""
-        answers, x, _ = self.net.early(image)
-        return (*answers, self.head(self.net.pooled(self.net.late(x))))
+def student(body: CifarResNet) -> Student:
+    """The network around a body, before its exits are trained."""
+    net = ElasticResNet(TRAINED_TAPS)
+    tensors = {k: v for k, v in body.state_dict().items() if not k.startswith("linear.")}
+    net.load_state_dict(tensors, strict=False)
+    return Student(net, body.linear)
 
 
-def finished(student: nn.Module) -> ElasticResNet:
+def finished(trained: nn.Module) -> ElasticResNet:
     """The packaged network: the first exits, and the last answer from body and ladder."""
-    assert isinstance(student, Student)
-    trained = student.net.state_dict()
+    assert isinstance(trained, Student)
+    tensors = trained.net.state_dict()
     net = ElasticResNet(TAPS)
-    net.load_state_dict({name: trained[name] for name in net.state_dict()})
-    net.to(student.head.weight.device).join(student.head, SHARE)
+    net.load_state_dict({name: tensors[name] for name in net.state_dict()})
+    net.to(trained.head.weight.device).join(trained.head, SHARE)
     return net.eval()
 
 
@@ -72,7 +60,7 @@ def main() -> None:
         run(body, arguments, SETTINGS, KEPT_BACK)
     else:
         settings = replace(SETTINGS, weights=WEIGHTS)
-        run(lambda: Student(body()), arguments, settings, KEPT_BACK, finish=finished)
+        run(lambda: student(body()), arguments, settings, KEPT_BACK, finish=finished)
 
 
 if __name__ == "__main__":

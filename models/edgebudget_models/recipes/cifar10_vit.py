@@ -8,7 +8,8 @@ In two rounds, with COMMAND for `python -m edgebudget_models.recipes.cifar10_vit
 
 from __future__ import annotations
 
-from edgebudget_models.cifar10_vit import KEPT_BACK, build
+from edgebudget_models.cifar import KEPT_BACK
+from edgebudget_models.cifar10_vit import build
 from edgebudget_models.recipes.cifar_students import parser, run, started
 from edgebudget_models.recipes.distillation import Settings
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgebudget_models.cifar10_resnet56_elastic import KEPT_BACK
+from edgebudget_models.cifar import KEPT_BACK
 from edgebudget_models.recipes.cifar_views import load_pictures
 from edgebudget_models.recipes.distillation import Settings, answer_views, scores, train
 
