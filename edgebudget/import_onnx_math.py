@@ -219,7 +219,9 @@ def _matmul(call: Call) -> Op:
     if right in call.scope.known and call.rank(1) == 2 and call.rank() > 1:
         return Op(F.linear, (call.inputs[0], call.scope.transposed(right)))
     left, other, wanted = call.shape(), call.shape(1), call.out_shape()
-    if len(left) > 2 and left[:-2] == other[:-2]:  # the form that engines take
+    if len(left) == len(other) == 3 and left[0] == other[0]:  # the form that engines take
+        return call.op(torch.bmm)
+    if len(left) > 2 and left[:-2] == other[:-2]:
         return call.op(lambda x, y: torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(wanted))
     return call.op(torch.matmul)
 

@@ -39,6 +39,8 @@ def shifts(
         for n in graph.nodes
         if n.op_type in {"Conv", "Gemm"} and n.name in plan.dtypes and graph.has_weight(n)
     ]
+    if not nodes:  # nothing has a bias: a run that watches nothing is an error to the engine
+        return {}
     total: dict[str, Array] = {}
     count = 0
     paired = _paired(graph, plan, nodes)

@@ -22,7 +22,7 @@ def for_ethos(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(graphs.infer_shapes(model))
     _float_edges(made)
-    _as_convolutions(made)
+    means_as_convolutions(made)
     return made
 
 
@@ -45,7 +45,7 @@ def _float_edges(model: onnx.ModelProto) -> None:
         model.graph.node.insert(0, rounding)
 
 
-def _as_convolutions(model: onnx.ModelProto) -> None:
+def means_as_convolutions(model: onnx.ModelProto) -> None:
     """Average pooling, and every n-th pixel, become convolutions with ones.
 
     One rounding of the exact sum: the compiler's own pooling takes input and output to have the

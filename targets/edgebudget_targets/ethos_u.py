@@ -119,20 +119,24 @@ class EthosUTarget:
     def open(self, file: Path, *, exact: bool = False) -> Executor:
         """Load a segment: in the TOSA reference model if `exact`, else in the CPU engine.
 
-        Both compute the same integer graph and may round a value differently.
+        The CPU engine runs the graph that `rounded_as_npu` makes: bit for bit the same where
+        8-bit integers are summed; tables (sigmoid, softmax) may be rounded differently.
 
         Raises:
             ArtifactError: EB510, a file is missing or damaged.
             TargetError: EB601, an engine is missing.
         """
-        from edgebudget.segment_graph import graph_file
+        from edgebudget import graph as graphs
+        from edgebudget.segment_graph import read_graph
+        from edgebudget_targets._npu_rounding import rounded_as_npu
 
         if exact:
             self._require()
             return TosaExecutor(file, self._limits.run)
         # Without VNNI, x86 sums byte products in 16 bits, and clips where the NPU does not.
         precise = {"session.x64quantprecision": "1"} if cpu_features().saturates else {}
-        return CpuExecutor(CpuSession(graph_file(file), entries=precise))
+        model = graphs.canonical_bytes(rounded_as_npu(read_graph(file)))
+        return CpuExecutor(CpuSession(model, entries=precise))
 
     def placement(self, file: Path) -> Placement:
         """Which nodes the NPU takes, as the compiler left them.
