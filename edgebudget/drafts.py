@@ -37,6 +37,9 @@ _ROOM = 0.97  # of a limit on time that a draft may use: the proof measures agai
 _BELIEVED = 1.1  # times the bound that a prediction may show before a candidate is refused
 _SHARE = 0.97  # of the amount that would just do
 _NEARLY = 1.02  # times the smallest reachable amount, which is an estimate
+_AGAIN = 2  # drafts between one that fits and one that does not
+_USED = 0.85  # of a limit, from which a draft that fits is taken
+_WORTH = 1.05  # times a bound, below which another is not worth a draft
 _STEEPEST = 0.2  # of a bound that the next one keeps, however little the last step saved
 
 
@@ -44,25 +47,35 @@ _STEEPEST = 0.2  # of a bound that the next one keeps, however little the last s
 class _Known:
     """What drafts have shown: bounds, each with the worst cost over its limit."""
 
-    points: list[tuple[float, float]] = field(default_factory=list)
+    points: list[tuple[float, float]] = field(default_factory=list)  # that break a limit
     scale: float | None = None  # measured statistic over predicted time
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """A plan whose draft keeps every limit."""
+
+    proposal: Proposal
+    cap: float
+    over: float  # its worst cost over the limit, at most 1
 
 
 def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
     """Tighten the bound until an untrained draft keeps bytes, memory, latency and energy too.
 
-    `share` below 1 leaves room under limits on time, after a proof has missed one.
+    A draft that leaves much of its limit unused is followed by a few between it and the last that
+    broke it: the largest that fits is taken. `share` below 1 leaves room under limits on time,
+    after a proof has missed one.
 
     Raises:
-        InfeasibleError: EB404, the draft at the smallest reachable point still breaks a limit.
+        InfeasibleError: EB404, the smallest draft that can be built still breaks a limit.
     """
     budget = job.setting.budget
     if not {x.resource for x in budget.limits} - {"macs", "fallback_nodes"}:
         return proposal
     found = proposal.reach
-    smallest, unit = found.smallest, found.unit
     cap = min(budget.limit("macs") or math.inf, found.whole or math.inf)
-    known = _Known()
+    known, fit, again = _Known(), None, 0
     for _ in range(_DRAFTS):
         if job.setting.late:
             job.setting.emit(Said("warning", "the time limit has passed: no draft is tried"))
@@ -70,26 +83,68 @@ def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
         cost = _draft_cost(job, proposal.plan, known, share)
         over = _over(job, cost, share)
         if over <= 1.0:
-            return proposal
-        known.points.append((cap, over))
-        if cap <= smallest * _NEARLY:
-            raise _beyond(job, cost, share, cap, found)
-        drafted = cap
-        # The smallest itself is tried before refusing.
-        cap = max(_lower(known.points), smallest * _NEARLY)
-        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} {unit}"))
+            fit = _Fit(proposal, cap, over)
+        else:
+            known.points.append((cap, over))
+        if fit is None:
+            cap, proposal = _smaller(job, cost, share, known, found)
+            continue
+        if again == _AGAIN or fit.over > _USED:
+            break
+        again += 1
+        larger = _larger(job, fit, known)
+        if larger is None:
+            break
+        cap, proposal = larger
+    return fit.proposal if fit else proposal
+
+
+def _smaller(
+    job: Job, cost: Cost, share: float, known: _Known, found: Reach
+) -> tuple[float, Proposal]:
+    """A smaller bound after one that breaks a limit by `cost`, and candidates that keep it.
+
+    Where nothing keeps the bound that should do, one between may still have candidates.
+    """
+    drafted, _ = known.points[-1]
+    least = found.smallest * _NEARLY
+    if drafted <= least:
+        raise _beyond(job, cost, share, drafted, found.unit)
+    cap = max(_lower(known.points), least)  # the smallest itself is tried before refusing
+    while True:
+        job.setting.emit(Said("info", f"a draft breaks a limit: trying {cap:.4g} {found.unit}"))
         try:
-            proposal = _propose(job, cap, known)
+            return cap, _propose(job, cap, known)
         except InfeasibleError as e:
-            raise _beyond(job, cost, share, drafted, found) from e
-    return proposal
+            if drafted <= cap * _WORTH:
+                raise _beyond(job, cost, share, drafted, found.unit) from e
+            cap = math.sqrt(cap * drafted)
 
 
-def _beyond(job: Job, cost: Cost, share: float, cap: float, found: Reach) -> InfeasibleError:
+def _larger(job: Job, fit: _Fit, known: _Known) -> tuple[float, Proposal] | None:
+    """A bound between a draft that leaves room and the least that broke a limit, if that differs.
+
+    On the line between both, or half-way where that lies higher: costs do not fall in a line.
+    """
+    low, (high, over) = fit.cap, min(known.points, default=(fit.cap, math.inf))
+    for _ in range(_DRAFTS):
+        if high <= low * _WORTH:
+            break
+        line = low + (high - low) * (_SHARE - fit.over) / (over - fit.over)
+        cap = min(max(line, math.sqrt(low * high)), high / _WORTH)
+        job.setting.emit(Said("info", f"a draft leaves room: trying {cap:.4g}"))
+        proposal = _propose(job, cap, known)
+        if proposal.plan != fit.proposal.plan:
+            return cap, proposal
+        low = cap
+    return None
+
+
+def _beyond(job: Job, cost: Cost, share: float, cap: float, unit: str) -> InfeasibleError:
     return InfeasibleError(
         "EB404",
-        f"the smallest draft, under {cap:.4g} {found.unit}, has {_shown(job, cost, share)}; the "
-        f"smallest reachable point is about {found.smallest:.4g} {found.unit}",
+        f"the smallest draft that can be built, under {cap:.4g} {unit}, has "
+        f"{_shown(job, cost, share)}",
         hint="raise the limit, or start from a smaller model",
     )
 

@@ -1,0 +1,99 @@
+"""The search for a bound whose draft keeps a limit that is not on MACs."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgebudget import drafts
+from edgebudget.candidates import Reach
+from edgebudget.events import ignore
+from edgebudget_runtime.budget import Budget
+from edgebudget_runtime.cost import Cost, Figure
+from edgebudget_runtime.errors import InfeasibleError
+
+_ROOM = 0.97  # of a limit on time that a draft may use
+
+
+class _Bench:
+    """A model whose candidates have the given amounts, and a device that takes `floor` + amount."""
+
+    def __init__(self, amounts: list[float], floor: float, limit: float) -> None:
+        self.amounts, self.floor, self.limit = sorted(amounts), floor, limit
+        self.tried: list[float] = []
+        self.reach = Reach(macs=self.amounts[-1], scales=(), pruned=self.amounts[0] / 8)
+        budget = Budget.parse(latency=f"{limit}ms")
+        setting = SimpleNamespace(budget=budget, late=False, emit=ignore)
+        self.job: Any = SimpleNamespace(setting=setting)
+
+    def ms(self, amount: float) -> float:
+        return self.floor + amount
+
+    def propose(self, cap: float) -> Any:
+        fits = [a for a in self.amounts if a <= cap]
+        if not fits:
+            raise InfeasibleError("EB402", f"no candidate keeps {cap}", hint="")
+        return SimpleNamespace(plan=fits[-1], reach=self.reach)
+
+    def cost(self, plan: float) -> Cost:
+        self.tried.append(plan)
+        unknown = Figure(value=None, evidence="unknown", how="", device="")
+        known = Figure(value=self.ms(plan), evidence="simulated", how="", device="")
+        names = Cost.__dataclass_fields__
+        return Cost(**{n: known if n == "latency_ms" else unknown for n in names})
+
+    def run(self, monkeypatch: pytest.MonkeyPatch) -> float:
+        monkeypatch.setattr(drafts, "_draft_cost", lambda job, plan, known, share: self.cost(plan))
+        monkeypatch.setattr(drafts, "_propose", lambda job, cap, known: self.propose(cap))
+        found: float = drafts.fitted(self.job, self.propose(math.inf)).plan  # type: ignore[assignment]
+        return found
+
+
+@given(
+    steps=st.lists(st.floats(1.1, 3.0), min_size=0, max_size=12),
+    floor=st.floats(0.0, 20.0),
+    limit=st.floats(0.5, 60.0),
+)
+def test_what_fits_is_found_or_there_is_nothing(
+    steps: list[float], floor: float, limit: float
+) -> None:
+    amounts = [1.0]
+    for step in steps:
+        amounts.append(amounts[-1] * step)
+    bench = _Bench(amounts, floor, limit)
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            found = bench.run(patch)
+        except InfeasibleError:
+            found = None
+    if found is None:
+        assert bench.ms(amounts[0]) > limit * _ROOM
+        return
+    assert len(bench.tried) <= 8
+    assert bench.ms(found) <= limit * _ROOM or len(bench.tried) == 8
+
+
+def test_a_bound_between_is_tried_before_refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A floor of time makes the line point below everything that can be built."""
+    bench = _Bench([40.0, 100.0], floor=50.0, limit=95.0)
+    assert bench.run(monkeypatch) == 40.0
+
+
+def test_the_refusal_names_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = _Bench([40.0, 100.0], floor=50.0, limit=60.0)
+    with pytest.raises(InfeasibleError, match="latency_ms 90 ") as caught:
+        bench.run(monkeypatch)
+    assert caught.value.code == "EB404"
+    assert "smallest reachable" not in str(caught.value)
+
+
+def test_a_draft_that_leaves_room_is_followed_by_a_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time that falls faster than the bound makes the first step too long."""
+    bench = _Bench([10.0, 50.0, 60.0, 70.0, 100.0], floor=0.0, limit=68.0)
+    monkeypatch.setattr(bench, "ms", lambda a: a if a < 100 else 400.0)
+    assert bench.run(monkeypatch) == 60.0
