@@ -4,8 +4,8 @@ MACs of a convolutional network fall with the square of the scale. The picture i
 whole blocks of pixels as long as at least one block of two fits, then resized bilinearly
 (half-pixel centres, no antialiasing): both forms run as integers on the NPU and on the CPU and
 agree to one step of the 8-bit output. Where the target has no bilinear form (its option `shrinks`
-says "blocks"), only whole blocks are averaged. Sizes are multiples of a number of pixels and keep
-the aspect ratio to within that rounding.
+says "blocks"), only whole blocks are averaged, to sizes that may then be odder. Sizes are multiples
+of a number of pixels and keep the aspect ratio to within that rounding.
 Source: "Fixing the train-test resolution discrepancy", Touvron et al., 2019.
 """
 
@@ -37,7 +37,7 @@ class Config:
     scale: float = 1.0
     height: int = 0
     width: int = 0
-    multiple: int = 0  # sizes are multiples of this; 0: 32, or 8 for sides below 128
+    multiple: int = 0  # sizes are multiples of this; 0: 32, or 8 for sides below 128 and for blocks
 
 
 def run(program: Program, config: Config, ctx: Context) -> PassResult:
@@ -48,10 +48,11 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     image = _image(program)
     if image is None:
         return _declined(program, "it has not exactly one picture [N, C, H, W] as input")
-    size = _size(image, config)
+    step = config.multiple or _step(image, ctx.target)
+    size = _size(image, config, step)
     before = image.shape[2:]
     if size == before or math.prod(size) >= math.prod(before):
-        why = f"{_by(size)} is not smaller than {_by(before)} (multiples of {_step(image, config)})"
+        why = f"{_by(size)} is not smaller than {_by(before)} (multiples of {step})"
         return _declined(program, why)
     if not _shrinks(before, size, ctx.target):
         why = f"{_by(before)} to {_by(size)} takes more than {ctx.target.device} can average"
@@ -63,7 +64,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     refused = _refuses(program, image, size, shapes)
     if refused is not None:
         return _declined(program, f"at {_by(size)}: {refused}")
-    scaled = replace(program, body=_scaled(program, image, size, _step(image, config)))
+    scaled = replace(program, body=_scaled(program, image, size, step))
     try:
         to_graph(scaled, check=False)
     except UnsupportedError as e:
@@ -81,27 +82,33 @@ def feasible_scales(program: Program, target: TargetSpec | None = None) -> tuple
     image = _image(program)
     if image is None:
         return ()
-    step = _step(image, Config())
+    step = _step(image, target)
     height, width = image.shape[2:]
-    count = min(height, width) // step
-    stride = max(1, -(-count // _MOST_SCALES))
     try:
         shapes = _shapes(program, image)
     except Exception:  # user code that does not run on shapes alone; `run` will say why
         return ()
     found: list[float] = []
-    for blocks in range(count, 0, -stride):
-        wished = blocks * step / min(height, width)
-        if not _SMALLEST_SCALE <= wished < 1.0:
-            continue
-        size = _size(image, Config(scale=wished))
+    for wished in _wished(min(height, width), step, target):
+        size = _size(image, Config(scale=wished), step)
         exact = math.sqrt(math.prod(size) / (height * width))
-        scale = exact if _size(image, Config(scale=exact)) == size else wished
+        scale = exact if _size(image, Config(scale=exact), step) == size else wished
         if scale >= 1.0 or scale in found or not _shrinks((height, width), size, target):
             continue
         if _refuses(program, image, size, shapes) is None:
             found.append(scale)
     return tuple(found)
+
+
+def _wished(side: int, step: int, target: TargetSpec | None) -> list[float]:
+    """Scales to look at, largest first."""
+    count = side // step
+    if _by_blocks(target):
+        scales = [1 / n for n in range(2, count + 1)]
+    else:
+        stride = max(1, -(-count // _MOST_SCALES))
+        scales = [blocks * step / side for blocks in range(count, 0, -stride)]
+    return [s for s in scales if _SMALLEST_SCALE <= s < 1.0]
 
 
 def _image(program: Program) -> TensorSpec | None:
@@ -111,20 +118,24 @@ def _image(program: Program) -> TensorSpec | None:
     return pictures[0] if len(pictures) == 1 else None
 
 
-def _step(image: TensorSpec, config: Config) -> int:
-    return config.multiple or (8 if min(image.shape[2:]) < _SMALL_SIDE else 32)
+def _step(image: TensorSpec, target: TargetSpec | None) -> int:
+    return 8 if min(image.shape[2:]) < _SMALL_SIDE or _by_blocks(target) else 32
 
 
-def _size(image: TensorSpec, config: Config) -> tuple[int, int]:
-    step, (height, width) = _step(image, config), image.shape[2:]
+def _size(image: TensorSpec, config: Config, step: int) -> tuple[int, int]:
+    height, width = image.shape[2:]
     wished = (config.height or height * config.scale, config.width or width * config.scale)
     h, w = (max(step, int(v / step + 0.5) * step) for v in wished)
     return h, w
 
 
+def _by_blocks(target: TargetSpec | None) -> bool:
+    return target is not None and target.options.get("shrinks") == "blocks"
+
+
 def _shrinks(before: Sequence[int], size: Sequence[int], target: TargetSpec | None) -> bool:
     """Whether the target can bring pictures to this size."""
-    if target is None or target.options.get("shrinks") != "blocks":
+    if not _by_blocks(target):
         return True
     return all(have % want == 0 for have, want in zip(before, size, strict=True))
 

@@ -165,6 +165,9 @@ def test_a_target_without_bilinear_resizing_averages_blocks() -> None:
     assert declined.program is program
     half = scale_resolution.run(program, Config(scale=0.5), ctx).program
     assert half.body.inner == (32, 32)
+    large = _program(Net(), (1, 3, 224, 224))  # 112 and 56 are no multiples of 32
+    assert feasible_scales(large, ctx.target) == pytest.approx((1 / 2, 1 / 4, 1 / 7))
+    assert scale_resolution.run(large, Config(scale=0.25), ctx).program.body.inner == (56, 56)
 
 
 def test_scaling_twice_scales_the_network_once() -> None:
