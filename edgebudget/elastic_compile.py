@@ -25,9 +25,9 @@ from edgebudget.pareto import Front, Point, pareto
 from edgebudget.pipeline import Built, Setting, derived, run_module_steps, run_steps
 from edgebudget.plan import Plan, Step
 from edgebudget.split_exits import Cut, split
-from edgebudget.verify import Agreement, agreement_on, sample_indices
+from edgebudget.verify import UNCHECKED, Agreement, agreement_on, sample_indices
 from edgebudget_runtime.cost import Cost
-from edgebudget_runtime.errors import UnsupportedError, UsageError
+from edgebudget_runtime.errors import TargetError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,9 +290,18 @@ def _agreement(
     dataset: Dataset,
     depth: Depth,
     setting: Setting,
-) -> Agreement:
-    """The worst exit's difference between the target's own engine and the fast one."""
-    exact = Chain(files, target, output, exact=True)
+) -> Agreement | None:
+    """The worst exit's difference between the target's own engine and the fast one.
+
+    None where the target's own engine is on the device alone.
+    """
+    try:
+        exact = Chain(files, target, output, exact=True)
+    except TargetError as e:
+        if e.code != UNCHECKED:
+            raise
+        setting.emit(Said("warning", f"not checked on the target's own engine: {e.what}"))
+        return None
     indices = sample_indices(len(dataset), None if depth == "full" else _SAMPLE)
     theirs = exact.predict(dataset, indices=indices, batch=len(indices), emit=setting.emit)
     found = [

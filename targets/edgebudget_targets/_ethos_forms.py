@@ -13,7 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget.workload import Array
+from edgebudget_targets._even_grids import even_grids
 
+# Operators whose result the compiler takes to have the grid of what they read.
+_ONE_GRID = frozenset(
+    "Clip Concat DepthToSpace Expand Flatten Identity MaxPool Pad ReduceMax ReduceMin Relu Reshape "
+    "Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
+)
 _MOST_STRIDE = 3  # of a convolution on the U55
 
 
@@ -22,8 +28,14 @@ def for_ethos(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(graphs.infer_shapes(model))
     _float_edges(made)
-    means_as_convolutions(made)
+    in_npu_forms(made)
     return made
+
+
+def in_npu_forms(model: onnx.ModelProto) -> None:
+    """Rewrite what the compiler would take to have one grid, edges left as they are."""
+    even_grids(model, _ONE_GRID)
+    _means_as_convolutions(model)
 
 
 def _float_edges(model: onnx.ModelProto) -> None:
@@ -45,7 +57,7 @@ def _float_edges(model: onnx.ModelProto) -> None:
         model.graph.node.insert(0, rounding)
 
 
-def means_as_convolutions(model: onnx.ModelProto) -> None:
+def _means_as_convolutions(model: onnx.ModelProto) -> None:
     """Average pooling, and every n-th pixel, become convolutions with ones.
 
     One rounding of the exact sum: the compiler's own pooling takes input and output to have the

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget.workload import Array
-from edgebudget_targets._ethos_forms import means_as_convolutions
+from edgebudget_targets._ethos_forms import in_npu_forms
 
 _EXACT = 2.0**24  # whole numbers up to here are exact in single precision
 _FACTOR_BITS = 31
@@ -39,7 +39,7 @@ def rounded_as_npu(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     made = onnx.ModelProto()
     made.CopyFrom(graphs.infer_shapes(model))
-    means_as_convolutions(made)
+    in_npu_forms(made)
     _Rewriter(made).rewrite()
     return made
 

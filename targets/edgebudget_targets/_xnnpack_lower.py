@@ -19,6 +19,7 @@ from onnx import TensorProto, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget.import_onnx import import_graph
+from edgebudget_targets._even_grids import even_grids
 from edgebudget_targets._executorch_origin import left_out, step
 
 _LOGGER = "executorch.backends.xnnpack.partition"
@@ -38,6 +39,7 @@ def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
     # XNNPACK takes a bias as float and rounds it to the product of the two steps itself, which
     # gives the stored integers back.
     for model in models.values():
+        even_grids(model, {"Concat"})
         stored = _stored_integers(model)
         _make_float(model, {n for n, t in stored.items() if t == TensorProto.INT32})
     for _ in range(_ROUNDS):

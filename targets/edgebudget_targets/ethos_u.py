@@ -124,7 +124,8 @@ class EthosUTarget:
 
         Raises:
             ArtifactError: EB510, a file is missing or damaged.
-            TargetError: EB601, an engine is missing.
+            TargetError: EB601 an engine is missing, EB617 the TOSA model cannot run it, since the
+                NPU gets pieces of it alone.
         """
         from edgebudget import graph as graphs
         from edgebudget.segment_graph import read_graph
@@ -132,6 +133,13 @@ class EthosUTarget:
 
         if exact:
             self._require()
+            left = self.placement(file).fallback
+            if left and not file.with_suffix(".tosa").is_file():
+                raise TargetError(
+                    "EB617",
+                    f"{len(left)} nodes of {file.name} run outside the NPU, as {left[0].name!r}",
+                    hint="take them out of the network: the TOSA model runs whole graphs alone",
+                )
             return TosaExecutor(file, self._limits.run)
         # Without VNNI, x86 sums byte products in 16 bits, and clips where the NPU does not.
         precise = {"session.x64quantprecision": "1"} if cpu_features().saturates else {}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import edgebudget
@@ -16,9 +17,10 @@ from edgebudget.count_onnx import count_graph
 from edgebudget.segment_graph import read_graph
 from edgebudget.verify import output_steps
 from edgebudget_runtime import Budget, Runner
-from edgebudget_runtime.errors import ArtifactError, UsageError
+from edgebudget_runtime.errors import ArtifactError, MissedError, UsageError
 from edgebudget_runtime.executorch_program import stand_in
 from edgebudget_runtime.manifest import Manifest
+from tests.passes.quant_nets import Net, Noise
 
 for _package in ("executorch", "ethosu", "tosa_reference_model"):
     pytest.importorskip(_package, reason='needs pip install "edgebudget[ethos-u]"')
@@ -62,6 +64,33 @@ def test_the_cpu_engine_stands_in_and_says_so(artifact: Path) -> None:
     npu = target_registry.get(_TARGET).open(file, exact=True).run({"image": x})["output"]
     gap = np.abs(npu - outcome.outputs["output"]).max()
     assert gap <= output_steps(file)["output"] * 1.001
+
+
+def test_nodes_beside_the_npu_are_refused_or_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U55 has no softmax: the TOSA model cannot run such a graph, and nothing says it has."""
+    monkeypatch.setenv("EDGEBUDGET_CACHE", str(tmp_path / "cache"))
+    net = Net()
+    soft = net.add("Softmax", net.add("Relu", net.conv("x", 3, 8)), axis=1)
+    flat = net.add("Flatten", net.add("GlobalAveragePool", net.conv(soft, 8, 8)))
+    model, data = tmp_path / "net.onnx", tmp_path / "data.npz"
+    onnx.save_model(
+        net.model(net.add("Gemm", flat, net.weight(5, 8), transB=1, out="y")), str(model)
+    )
+    pictures = np.stack([Noise().sample(i).inputs["x"] for i in range(40)])
+    np.savez(data, x=pictures, labels=np.arange(40) % 5)
+
+    def compiled(budget: Budget) -> None:
+        out, source = tmp_path / "out", f"npz:{data}"
+        edgebudget.compile(str(model), out=out, target=_TARGET, data=source, budget=budget)
+
+    with pytest.raises(MissedError, match="fallback_nodes"):
+        compiled(Budget())
+    compiled(Budget.parse(max_fallback=9))
+    manifest = Manifest.load(tmp_path / "out")
+    assert any("not checked on the target's own engine" in n for n in manifest.notes)
+    assert not any("own engine ran" in n for n in manifest.notes)
 
 
 def test_without_the_graph_the_device_is_asked_for(artifact: Path) -> None:

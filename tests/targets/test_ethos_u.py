@@ -17,7 +17,7 @@ from edgebudget.program import Program
 from edgebudget.target import Lowered
 from edgebudget.verify import file_cost, output_steps
 from edgebudget_passes import quantize_int8
-from edgebudget_runtime.errors import ArtifactError, TargetError
+from edgebudget_runtime.errors import TargetError
 from edgebudget_targets import _executorch_process, _vela, ethos_u
 from edgebudget_targets._vela import Setting
 from edgebudget_targets.ethos_u import EthosUTarget, Limits
@@ -138,7 +138,7 @@ def test_a_node_that_the_npu_refuses_is_named(
     assert "Conv" not in {n.op for n in left.values()}
     figure = target.latency(lowered.file, {}, 1)
     assert (figure.value, figure.evidence) == (None, "unknown")
-    with pytest.raises(ArtifactError, match="pieces"):
+    with pytest.raises(TargetError, match="EB617"):
         target.open(lowered.file, exact=True)
 
 

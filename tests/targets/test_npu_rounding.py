@@ -55,7 +55,34 @@ def _products() -> onnx.ModelProto:
     return net.model(net.add("MatMul", a, turned, out="y"))
 
 
-@pytest.mark.parametrize("build", [residual, _gated, _wide, _products])
+def _branches() -> onnx.ModelProto:
+    """Operators that the compiler takes to have one grid, with another behind than before."""
+    net = Net(seed=4)
+    low, high = (net.store(np.float32(v)) for v in (-0.3, 0.41))
+    a = net.conv("x", 3, 8)
+    b = net.add("Conv", "x", net.store(net.rng.standard_normal((8, 3, 3, 3)) * 0.4), pads=[1] * 4)
+    product = net.add("Mul", a, b)
+    mean = net.add("GlobalAveragePool", b)
+    over = net.store(np.asarray([2, 3]))
+    branches = [
+        net.add("Relu", product),
+        net.add("Clip", product, low, high),
+        net.add("Relu", net.add("MaxPool", a, kernel_shape=[2, 2], strides=[2, 2])),
+        net.add("Concat", net.add("Relu", a), b, axis=1),
+        net.add("Mul", a, net.add("ReduceMax", b, over, keepdims=1)),
+        net.add("Mul", a, net.add("ReduceMin", b, over, keepdims=1)),
+        net.add("Mul", a, net.add("Relu", mean)),
+        net.add("Sub", net.add("Expand", mean, net.store(np.asarray([1, 8, 16, 16]))), a),
+    ]
+    means = [net.add("Flatten", net.add("GlobalAveragePool", v)) for v in branches]
+    joined = net.add("Concat", *means, axis=1)
+    return net.model(net.add("Gemm", joined, net.weight(20, 72), transB=1, out="y"))
+
+
+_NETS = [residual, _gated, _wide, _products, _branches]
+
+
+@pytest.mark.parametrize("build", _NETS)
 def test_bit_for_bit_what_the_reference_model_computes(
     build: Callable[[], onnx.ModelProto], tmp_path: Path
 ) -> None:
@@ -77,7 +104,7 @@ def test_bit_for_bit_what_the_reference_model_computes(
 def test_every_weighted_layer_is_rewritten() -> None:
     """None falls back to the engine's own rounding."""
     config = quantize_int8.Config(label_bias="off")
-    for build in (residual, _gated, _wide, _products):
+    for build in _NETS:
         program = graphs.program(build())
         data = Noise(shape=tuple(program.inputs[0].shape[1:]))
         target = target_registry.get("npu:ethos-u85-256").spec

@@ -112,6 +112,28 @@ def test_float_network_equals_onnx_runtime(target: XnnpackTarget, tmp_path: Path
     np.testing.assert_allclose(got, graphs.run(model, {"x": batch(1)})["y"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 4, 6])
+def test_values_of_unlike_ranges_are_joined(
+    target: XnnpackTarget, tmp_path: Path, count: int
+) -> None:
+    """XNNPACK joins integers of one grid: others made a file that could not be loaded."""
+    net = Net()
+    parts = []
+    for i in range(count):
+        weights = net.store(net.rng.standard_normal((4, 3, 3, 3)) * 3.0**i / 9)
+        parts.append(net.add("Relu", net.add("Conv", "x", weights, pads=[1] * 4)))
+    joined = net.add("Concat", *parts, axis=1)
+    d = net.add("Flatten", net.add("GlobalAveragePool", net.conv(joined, 4 * count, 8)))
+    model = net.model(net.add("Gemm", d, net.weight(5, 8), transB=1, out="y"))
+    config = quantize_int8.Config(label_bias="off", mixed="off")
+    found = quantize_int8.run(graphs.program(model), config, context(Noise(), target.spec)).program
+    file = target.lower(found, tmp_path, "main").file
+    got = target.open(file).run({"x": batch()})["y"]
+    want = np.concatenate([graphs.run(found.body, {"x": x[None]})["y"] for x in batch()])
+    assert np.ptp(want) > 10 * output_steps(file)["y"]
+    assert np.abs(got - want).max() <= output_steps(file)["y"] * 1.001
+
+
 def test_lowering_gives_the_same_bytes(
     target: XnnpackTarget, quantized: Program, lowered: Lowered, tmp_path: Path
 ) -> None:
