@@ -103,7 +103,8 @@ def _observation(raw: Mapping[str, Any]) -> Observation:
     kernels = tuple(Kernel.from_list(k) for k in raw["kernels"])
     times = tuple(float(us) for us in raw["us"])
     total = float(raw["ms"])
-    if len(times) != len(kernels) or not kernels or not total > 0 or not all(u >= 0 for u in times):
+    told = len(times) in (0, len(kernels)) and all(u >= 0 for u in times)
+    if not told or not kernels or not total > 0:
         raise ValueError("not an observation")
     return Observation(total, kernels, times)
 
@@ -111,13 +112,16 @@ def _observation(raw: Mapping[str, Any]) -> Observation:
 def calibrate(
     target: CalibratedTarget,
     *,
-    networks: int = NETWORKS,
+    networks: int | None = None,
     rounds: int = ROUNDS,
     limit_s: float = 1200.0,
     seed: int = 0,
     emit: Emit,
 ) -> Log:
     """Time what the log does not know yet, for `limit_s` seconds at most, and give all of it.
+
+    `networks` None takes the target's own number (its option `calibration_networks`), which is
+    smaller where a network takes long to lower.
 
     Raises:
         TargetError: EB651, too little could be measured to fit anything.
@@ -128,7 +132,8 @@ def calibrate(
     log = read_log(file)
     if log.skipped:
         emit(Said("warning", f"{log.skipped} damaged lines of {file.name} are skipped"))
-    todo = list(_todo(log, networks, rounds, seed))
+    many = networks or int(target.spec.options.get("calibration_networks", NETWORKS))
+    todo = list(_todo(log, many, rounds, seed))
     emit(Started(_WORK, len(todo)))
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as name, file.open("a") as out:
@@ -175,9 +180,9 @@ def _todo(log: Log, networks: int, rounds: int, seed: int) -> Iterator[Unit]:
 
 def _lowered(target: Target, unit: Unit, folder: Path) -> Path:
     """The unit's file as this target would export it; made once."""
-    file = folder / f"{unit.name}.onnx"
-    if file.is_file():
-        return file
+    for suffix in (".onnx", ".pte"):
+        if (file := folder / f"{unit.name}{suffix}").is_file():
+            return file
     from edgebudget.calibration_nets import network
 
     body = network(unit.number)

@@ -92,7 +92,10 @@ def _filled(channels: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One file's time, and that of each kernel as the engine's own clock told it."""
+    """One file's time, and that of each kernel as the engine's own clock told it.
+
+    `kernel_us` is empty where the engine tells the time of whole runs alone.
+    """
 
     total_ms: float
     kernels: tuple[Kernel, ...]

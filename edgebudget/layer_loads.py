@@ -123,7 +123,7 @@ def graph_loads(model: onnx.ModelProto, segment: str) -> list[Load]:
     macs = {x.name: float(x.macs) for x in count_graph(model).layers}
     known, fixed = infer(model), set(dict(constants(model.graph)))
     graph = model.graph
-    stored = _stored(model, known)
+    stored = stored_bytes(model, known)
     found = []
     for index, node in enumerate(graph.node):
         if all(i in fixed for i in node.input if i):
@@ -137,7 +137,7 @@ def graph_loads(model: onnx.ModelProto, segment: str) -> list[Load]:
     return found
 
 
-def _stored(model: onnx.ModelProto, known: Tensors) -> Callable[[str], float]:
+def stored_bytes(model: onnx.ModelProto, known: Tensors) -> Callable[[str], float]:
     """Bytes of a value as memory holds it: rounded ones as integers."""
     makers = {o: n for n in model.graph.node for o in n.output}
     readers: dict[str, list[onnx.NodeProto]] = {}

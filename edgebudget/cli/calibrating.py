@@ -29,8 +29,9 @@ def calibrate(
         str, typer.Option("--time-limit", help="Fit what was measured by then: 20m.")
     ] = "20m",
     networks: Annotated[
-        int, typer.Option("--networks", min=1, help="Small networks, each in float and in int8.")
-    ] = 450,
+        int | None,
+        typer.Option("--networks", min=1, help="Small networks, each in float and in int8."),
+    ] = None,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="How often each is timed; the quietest counts.")
     ] = 4,

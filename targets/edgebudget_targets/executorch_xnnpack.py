@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.kernels import Kernel, Observation
 from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
-from edgebudget_runtime.errors import TargetError, UsageError
+from edgebudget_runtime.device_id import Device, here
+from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 from edgebudget_targets._executor import chunks
 from edgebudget_targets._executorch_process import EngineRefused, Worker, opened
 from edgebudget_targets._onnx_file import write_segment
@@ -42,6 +44,7 @@ class XnnpackTarget:
         self.spec = replace(spec, device=cpu_features().model)
         self._compiler: Worker | None = None
         self._loaded: tuple[Path, Worker] | None = None  # by `placement`, for `open`
+        self._observer: Worker | None = None
 
     def available(self) -> Availability:
         """Whether ExecuTorch is installed, at a version that was tried."""
@@ -171,6 +174,48 @@ class XnnpackTarget:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
         mine, theirs = self._times([file, other], inputs, _COMPARED)
         return float(np.median(mine / theirs))
+
+    def device(self) -> Device:
+        """This machine, ExecuTorch's version, and the threads of a measurement."""
+        return here("executorch-xnnpack", version("executorch"), self._threads)
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, as XNNPACK fuses the graph that the file was made of.
+
+        Raises:
+            ArtifactError: EB510, the graph beside the file is missing or damaged.
+            UnsupportedError: EB2xx, a shape or an operator of it is not known.
+        """
+        from edgebudget.segment_graph import placed_nodes, read_graph
+        from edgebudget_targets import _xnnpack_kernels
+
+        left = {n.name for n in placed_nodes(file) if n.processor != _OWN}
+        return _xnnpack_kernels.kernels(read_graph(file), left)
+
+    def observe(self, file: Path) -> Observation:
+        """The usual time of one run in a short burst; the engine does not tell its kernels'.
+
+        Raises:
+            ArtifactError: EB510, the file cannot be loaded.
+            TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long.
+        """
+        from edgebudget.graph import probe, specs
+        from edgebudget.segment_graph import read_graph
+
+        self._require()
+        if self._observer is None or not self._observer.alive:
+            self._observer = opened([], self._threads, _RUN_S)
+        noise = list(probe(specs(read_graph(file))).values())
+        request = {"do": "observe", "file": str(file.resolve())}
+        try:
+            _, (ms,) = self._observer.ask(request, noise)
+        except EngineRefused as e:
+            raise ArtifactError(
+                "EB510",
+                f"ExecuTorch cannot run {file.name}: {e}",
+                hint="compile the model again",
+            ) from e
+        return Observation(float(np.median(ms)), self.kernels(file), ())
 
     def _times(
         self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int

@@ -84,6 +84,18 @@ def test_the_law_of_a_device_is_found(tmp_path: Path) -> None:
     assert "made-up 1" in figure.how
 
 
+def test_runs_without_kernel_times_are_shared_out() -> None:
+    """An engine that tells whole runs alone gives a predictor that is nearly as good."""
+    machine = Machine()
+    log, _ = calibrated(machine, networks=60)
+    told = predictor_fit.fit(machine.device(), log.best).errors
+    whole = {k: dataclasses.replace(o, kernel_us=()) for k, o in log.best.items()}
+    found = predictor_fit.fit(machine.device(), whole)
+    assert found.errors.median < told.median + 0.1
+    assert found.errors.rank_correlation > 0.9
+    assert found.encode() == predictor_fit.fit(machine.device(), whole).encode()
+
+
 def test_an_interrupted_calibration_goes_on(cache: Path) -> None:
     machine = Machine()
 
