@@ -1,27 +1,25 @@
 """Fit a latency predictor to what a calibration saw.
 
-Where an engine tells the time of whole runs alone, each is shared out among its kernels: as a rough
-roof of the machine says at first, then as the regressors do that were fitted on the shares before.
 The engine's clock adds a time to each kernel that an unprofiled run does not have; it and the floor
 of a run are what makes the sums of kernels meet the networks' own times. Regressors then see the
-corrected times.
+corrected times. Where an engine tells the time of whole runs alone, `predictor_totals` fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgebudget.kernels import FEATURES, Kernel, Observation, matrix
 from edgebudget.predictor import Errors, Predictor, Regressor, Trees
-from edgebudget_runtime.device_id import Device
+from edgebudget.predictor_totals import fit_totals
 from edgebudget_runtime.errors import TargetError
 
 if TYPE_CHECKING:
     from edgebudget.workload import Array
+    from edgebudget_runtime.device_id import Device
 
 _FOLDS = 4
 _LEAST_US = 0.1  # what is left of a kernel that takes less than the clock shows
@@ -37,8 +35,6 @@ _TREES: Mapping[str, Any] = {
     "subsample": 0.7,
     "random_state": 0,
 }
-_TURNS, _WITH_TREES = 12, 3  # of sharing whole runs out; the last ones with trees
-_MACS_PER_US, _BYTES_PER_US, _EACH_US = 3e4, 1e4, 0.5  # a roof to start from
 _USUAL_US = 5.0  # shorter kernels weigh less: their error hardly shows in a network
 
 
@@ -65,7 +61,9 @@ def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
     for k in range(_FOLDS):
         left_in = [o for o, f in zip(observations, fold, strict=True) if f != k]
         floor, regressors = _fitted(left_in)
-        partial = replace(_partial(regressors), floor_us=floor)
+        partial = Predictor(
+            device=device, errors=Errors(0, 0.0, 0.0, 0.0), floor_us=floor, regressors=regressors
+        )
         for i in np.flatnonzero(fold == k):
             predicted[i] = partial.milliseconds(observations[i].kernels)
     actual = np.array([o.total_ms for o in observations])
@@ -92,51 +90,9 @@ def errors_of(predicted: Array, actual: Array) -> Errors:
 
 
 def _fitted(observations: Sequence[Observation]) -> tuple[float, dict[str, Regressor]]:
-    if all(o.kernel_us for o in observations):
-        floor, each = _overheads(observations)
-        return floor, _regressors(observations, each)
-    shared = [_shared(o, [_roof_us(k) for k in o.kernels], 0.0) for o in observations]
-    floor, found = 0.0, dict[str, Regressor]()
-    for turn in range(_TURNS):
-        found = _regressors(shared, 0.0, trees=turn >= _TURNS - _WITH_TREES)
-        partial = _partial(found)
-        told = [partial.microseconds(o.kernels) for o in observations]
-        floor = _floor(observations, told)
-        shared = [_shared(o, us, floor) for o, us in zip(observations, told, strict=True)]
-    return floor, found
-
-
-def _roof_us(kernel: Kernel) -> float:
-    return max(kernel.macs / _MACS_PER_US, kernel.moved / _BYTES_PER_US) + _EACH_US
-
-
-def _shared(seen: Observation, weights: Sequence[float] | Array, floor: float) -> Observation:
-    """A run's time less the floor, shared out in proportion to `weights`."""
-    parts = np.asarray(weights, np.float64)
-    rest = max(seen.total_ms * 1e3 - floor, _LEAST_US * len(parts))
-    times = tuple(float(u) for u in parts / parts.sum() * rest)
-    return Observation(seen.total_ms, seen.kernels, times)
-
-
-def _floor(observations: Sequence[Observation], told: Sequence[Array]) -> float:
-    """What a run takes whatever it runs: the median rest of the shortest quarter."""
-    total = np.array([o.total_ms * 1e3 for o in observations])
-    rest = total - np.array([us.sum() for us in told])
-    short = total <= np.percentile(total, 25)
-    return float(np.clip(np.median(rest[short]), 0.0, 0.5 * total.min()))
-
-
-def _partial(regressors: Mapping[str, Regressor]) -> Predictor:
-    device = Device("", 0, "", "", "", "", 0)
-    return Predictor(
-        device=device, errors=Errors(0, 0.0, 0.0, 0.0), floor_us=0.0, regressors=regressors
-    )
-
-
-def _regressors(
-    observations: Sequence[Observation], each: float, *, trees: bool = True
-) -> dict[str, Regressor]:
-    """One for every kind of kernel; `each` is what the clock added to each time."""
+    if not all(o.kernel_us for o in observations):
+        return fit_totals(observations)
+    floor, each = _overheads(observations)
     kernels = [k for o in observations for k in o.kernels]
     us = np.array([u for o in observations for u in o.kernel_us])
     us = np.maximum(us - each, _LEAST_US)
@@ -146,11 +102,11 @@ def _regressors(
     for kind in sorted(set(kinds)):
         rows = kinds == kind
         if rows.sum() >= _POWER_LAW:
-            found[str(kind)] = _regressor(x[rows], us[rows], trees=trees)
+            found[str(kind)] = _regressor(x[rows], us[rows])
     for name, rows in _groups(kernels).items():
         if name not in found and rows.any():
-            found[name] = _regressor(x[rows], us[rows], trees=trees)
-    return found
+            found[name] = _regressor(x[rows], us[rows])
+    return floor, found
 
 
 def _groups(kernels: Sequence[Kernel]) -> dict[str, Array]:
@@ -180,7 +136,7 @@ def _overheads(observations: Sequence[Observation]) -> tuple[float, float]:
     return max(0.0, float(found[0])), float(found[1])
 
 
-def _regressor(x: Array, us: Array, *, trees: bool) -> Regressor:
+def _regressor(x: Array, us: Array) -> Regressor:
     y = np.log(us)
     weight = np.clip(us / _USUAL_US, 0.1, 1.0)
     mean, spread = x.mean(axis=0), x.std(axis=0)
@@ -192,16 +148,16 @@ def _regressor(x: Array, us: Array, *, trees: bool) -> Regressor:
     intercept = float(centre - mean @ slope)
     left = y - intercept - x @ slope
     intercept += float(np.average(left, weights=weight))
-    boosted = Trees()
-    if trees and len(y) >= _BOOSTED:
-        boosted = _boosted(x, y - intercept - x @ slope, weight)
+    trees = Trees()
+    if len(y) >= _BOOSTED:
+        trees = _boosted(x, y - intercept - x @ slope, weight)
     return Regressor(
         len(y),
         intercept,
         tuple(float(v) for v in slope),
         float(y.min()),
         float(y.max()),
-        boosted,
+        trees,
     )
 
 

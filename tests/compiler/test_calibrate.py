@@ -84,7 +84,7 @@ def test_the_law_of_a_device_is_found(tmp_path: Path) -> None:
     assert "made-up 1" in figure.how
 
 
-def test_runs_without_kernel_times_are_shared_out() -> None:
+def test_kernels_are_fitted_to_whole_runs() -> None:
     """An engine that tells whole runs alone gives a predictor that is nearly as good."""
     machine = Machine()
     log, _ = calibrated(machine, networks=60)
