@@ -85,15 +85,14 @@ def test_the_law_of_a_device_is_found(tmp_path: Path) -> None:
 
 
 def test_kernels_are_fitted_to_whole_runs() -> None:
-    """An engine that tells whole runs alone gives a predictor that is nearly as good."""
+    """An engine that tells no kernel times gives a predictor that is nearly as good."""
     machine = Machine()
-    log, _ = calibrated(machine, networks=60)
+    log, _ = calibrated(machine, networks=30)
     told = predictor_fit.fit(machine.device(), log.best).errors
     whole = {k: dataclasses.replace(o, kernel_us=()) for k, o in log.best.items()}
-    found = predictor_fit.fit(machine.device(), whole)
-    assert found.errors.median < told.median + 0.1
-    assert found.errors.rank_correlation > 0.9
-    assert found.encode() == predictor_fit.fit(machine.device(), whole).encode()
+    found = predictor_fit.fit(machine.device(), whole).errors
+    assert found.median < told.median + 0.1
+    assert found.rank_correlation > 0.9
 
 
 def test_an_interrupted_calibration_goes_on(cache: Path) -> None:
