@@ -135,9 +135,13 @@ def _by_blocks(target: TargetSpec | None) -> bool:
 
 def _shrinks(before: Sequence[int], size: Sequence[int], target: TargetSpec | None) -> bool:
     """Whether the target can bring pictures to this size."""
-    if not _by_blocks(target):
+    if target is None or not _by_blocks(target):
         return True
-    return all(have % want == 0 for have, want in zip(before, size, strict=True))
+    largest = int(target.options.get("largest_block", max(before)))
+    return all(
+        have % want == 0 and have // want <= largest
+        for have, want in zip(before, size, strict=True)
+    )
 
 
 def _by(size: Sequence[int]) -> str:

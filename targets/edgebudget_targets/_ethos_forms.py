@@ -5,6 +5,7 @@ Imports onnx.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,22 +21,25 @@ _ONE_GRID = frozenset(
     "Clip Concat DepthToSpace Expand Flatten Identity MaxPool Pad ReduceMax ReduceMin Relu Reshape "
     "Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
 )
-_MOST_STRIDE = 3  # of a convolution on the U55
+_MOST_THINNED = 3  # keeps every n-th pixel
 
 
-def for_ethos(model: onnx.ModelProto) -> onnx.ModelProto:
+def for_ethos(model: onnx.ModelProto, most_stride: int) -> onnx.ModelProto:
     """The same function with float edges, and means and thinned pictures as convolutions."""
     made = onnx.ModelProto()
     made.CopyFrom(graphs.infer_shapes(model))
     _float_edges(made)
-    in_npu_forms(made)
+    in_npu_forms(made, most_stride)
     return made
 
 
-def in_npu_forms(model: onnx.ModelProto) -> None:
-    """Rewrite what the compiler would take to have one grid, edges left as they are."""
+def in_npu_forms(model: onnx.ModelProto, most_stride: int | None = None) -> None:
+    """Rewrite what the compiler would take to have one grid, edges left as they are.
+
+    Means over larger strides than `most_stride` stay as they are: the CPU computes them.
+    """
     even_grids(model, _ONE_GRID)
-    _means_as_convolutions(model)
+    _means_as_convolutions(model, most_stride)
 
 
 def _float_edges(model: onnx.ModelProto) -> None:
@@ -57,7 +61,7 @@ def _float_edges(model: onnx.ModelProto) -> None:
         model.graph.node.insert(0, rounding)
 
 
-def _means_as_convolutions(model: onnx.ModelProto) -> None:
+def _means_as_convolutions(model: onnx.ModelProto, most_stride: int | None) -> None:
     """Average pooling, and every n-th pixel, become convolutions with ones.
 
     One rounding of the exact sum: the compiler's own pooling takes input and output to have the
@@ -76,7 +80,7 @@ def _means_as_convolutions(model: onnx.ModelProto) -> None:
         window = None
         if len(shape) == 4 and all(shape):
             window = _window(node, shape[2:]) or _thinned(node, shape[2:], stored)
-        if window is None:
+        if window is None or max(window["strides"]) > (most_stride or math.inf):
             model.graph.node.append(node)
         else:
             _add_convolution(model, node, shape[1], window)
@@ -129,7 +133,7 @@ def _thinned(
     strides = [1, 1]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         side = axis % 4 - 2
-        if side < 0 or start or end < size[side] or not 1 <= step <= _MOST_STRIDE:
+        if side < 0 or start or end < size[side] or not 1 <= step <= _MOST_THINNED:
             return None
         strides[side] = int(step)
     if strides == [1, 1]:

@@ -157,7 +157,7 @@ def test_feasible_scales_are_those_that_run() -> None:
 
 
 def test_a_target_without_bilinear_resizing_averages_blocks() -> None:
-    ctx = _context("npu:ethos-u55-128")
+    ctx = _context("npu:ethos-u85-256")
     program = _program(Skip(), (1, 3, 64, 64))
     assert feasible_scales(program, ctx.target) == (0.5, 0.25)
     declined = scale_resolution.run(program, Config(scale=0.75), ctx)
@@ -168,6 +168,8 @@ def test_a_target_without_bilinear_resizing_averages_blocks() -> None:
     large = _program(Net(), (1, 3, 224, 224))  # 112 and 56 are no multiples of 32
     assert feasible_scales(large, ctx.target) == pytest.approx((1 / 2, 1 / 4, 1 / 7))
     assert scale_resolution.run(large, Config(scale=0.25), ctx).program.body.inner == (56, 56)
+    small = _context("npu:ethos-u55-128").target  # strides of its convolutions end at 3
+    assert feasible_scales(large, small) == (0.5,)
 
 
 def test_scaling_twice_scales_the_network_once() -> None:

@@ -162,6 +162,20 @@ def test_average_pooling_is_exact_or_left_to_the_cpu(
         assert np.abs(exact - fast).max() <= output_steps(file)["y"] * 1.001
 
 
+@pytest.mark.parametrize(("name", "on_npu"), [("u55-128", False), ("u85-256", True)])
+def test_means_over_large_strides_are_for_the_u85(name: str, on_npu: bool, tmp_path: Path) -> None:
+    """Strides of a convolution end at 3 on the U55, where the compiler failed."""
+    own = _target(f"npu:ethos-{name}")
+    net = Net()
+    pool = net.add("AveragePool", net.conv("x", 3, 8), kernel_shape=[4, 4], strides=[4, 4])
+    model = net.model(net.add("Flatten", net.conv(pool, 8, 4, k=1), out="y"))
+    file = own.lower(_integer(graphs.program(model), own), tmp_path, "main").file
+    assert (pool not in {n.name for n in own.placement(file).fallback}) == on_npu
+    if on_npu:
+        exact, fast = (own.open(file, exact=e).run({"x": batch()})["y"] for e in (True, False))
+        assert np.array_equal(exact, fast)
+
+
 def test_every_second_pixel_stays_on_the_npu_and_keeps_its_numbers(
     target: EthosUTarget, tmp_path: Path
 ) -> None:
