@@ -28,7 +28,6 @@ _FLOAT = "it is computed in float: no rounding before or behind it"
 # output to have the same step, or fails.
 _UNSAFE = ("mean", "avg_pool")
 _INEXACT = "the compiler has no integer form of it that keeps its numbers"
-_MOST_STRIDE = {"u55": 3, "u85": 64}  # of a convolution; the U65 has that of the U55
 # Activations that the compiler takes together with the operator before them.
 _FUSED = ("relu", "hardtanh", "clamp")
 
@@ -44,8 +43,7 @@ def lower(source: Path, out: Path, settings: Mapping[str, str]) -> dict[str, Any
         UnsupportedError: EB243, an operator has no counterpart in torch.
         RuntimeError: the compiler fails.
     """
-    most_stride = _MOST_STRIDE["u85" if "u85" in settings["accelerator"] else "u55"]
-    model = for_ethos(onnx.load_model(str(source)), most_stride)
+    model = for_ethos(onnx.load_model(str(source)), int(settings["largest_block"]))
     module = import_graph(model)
     example = tuple(
         torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in graphs.specs(model)

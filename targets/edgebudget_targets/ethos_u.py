@@ -225,6 +225,7 @@ class EthosUTarget:
             "accelerator": self._setting.accelerator,
             "system_config": self._setting.system_config,
             "memory_mode": self._setting.memory_mode,
+            "largest_block": self.spec.options["largest_block"],
         }
         try:
             reply, _ = self._compiler.ask(request)
