@@ -23,9 +23,12 @@ from edgebudget_runtime.errors import EdgeBudgetError
 if TYPE_CHECKING:
     from edgebudget.program import Program
 
+NEAR = 0.05  # output error, in variances, that recovery closes; dearer candidates are not built
 _PROBE_MACS = 1e12  # multiply-accumulates spent on looking at one candidate
 _LARGE_MACS = 1e10  # of a model that is dear to look at: its widths are searched with less work
 _SEARCH_MACS = 1.5e12
+_ROUGH_MACS, _ROUGH_CANDIDATES = 3e11, 3  # of a search that only has to find what a bound costs
+_CLOSE = 0.9  # of the bound: amounts of other input sizes are estimates
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Candidate:
     original: Quality | None = None  # of the untouched model, on the same samples
     refused: str = ""  # why it cannot be built, if it cannot
     us: float | None = None  # of its layers, where the bound is on time
+    tried: float | None = None  # `distance` after a short training, where that had to decide
 
     @property
     def amount(self) -> float:
@@ -57,6 +61,7 @@ class Reach:
     pruned: float  # smallest amount by pruning alone
     reasons: tuple[str, ...] = field(default_factory=tuple)  # why a pass does not apply
     us: float | None = None  # of the original's layers, where time is bounded
+    scaled: tuple[tuple[float, float], ...] = ()  # by scale: whole, and pruned as far as it goes
 
     @property
     def whole(self) -> float:
@@ -71,7 +76,13 @@ class Reach:
     @property
     def smallest(self) -> float:
         """Smallest amount by everything at once (pruned network at the smallest scale)."""
-        return min((self.pruned, *(self.pruned * s * s for s in self.scales)))
+        return min((self.pruned, *(self.at(s)[1] for s in self.scales)))
+
+    def at(self, scale: float) -> tuple[float, float]:
+        """Amounts at an input scale, whole and pruned; MACs, or where unknown, by its square."""
+        if self.scaled:
+            return self.scaled[self.scales.index(scale)]
+        return self.whole * scale * scale, self.pruned * scale * scale
 
 
 def by_time(setting: Setting) -> bool:
@@ -81,8 +92,9 @@ def by_time(setting: Setting) -> bool:
     return priced and "latency_ms" in limits and "macs" not in limits
 
 
-def reach(setting: Setting, program: Program, macs: float) -> Reach:
+def reach(setting: Setting, start: Built, macs: float) -> Reach:
     """Find what each structural pass could reach at best, without training or data."""
+    program = start.program
     if program.stage == "graph":
         why = "the model is a graph file: structural passes need the module (.py, .pt2, zoo, HF)"
         return Reach(macs, (), macs, (why,))
@@ -95,7 +107,25 @@ def reach(setting: Setting, program: Program, macs: float) -> Reach:
     pruned, whole = found[2:] if timed else (found[0] if found else macs, macs)
     if pruned >= whole:
         reasons.append("prune_channels: no channel group can shrink")
-    return Reach(macs, scales, pruned, tuple(reasons), whole if timed else None)
+    if not timed:
+        return Reach(macs, scales, pruned, tuple(reasons))
+    at = {s: _time_at(setting, start, s) for s in scales}
+    able = {s: times for s, times in at.items() if times is not None}
+    return Reach(macs, tuple(able), pruned, tuple(reasons), us=whole, scaled=tuple(able.values()))
+
+
+def _time_at(setting: Setting, start: Built, scale: float) -> tuple[float, float] | None:
+    """Layer time on a smaller picture, whole and pruned as far as it goes.
+
+    It does not fall with the square of the scale: weights are read whatever the picture.
+    """
+    resize = registry.get("scale_resolution")
+    try:
+        built = run_module_steps(setting, start, (Step(resize.name, resize.config(scale=scale)),))
+    except EdgeBudgetError:
+        return None
+    found = _reach(setting, built.program, "prune_channels", [])
+    return (found[3], found[2]) if built.records[-1].did and len(found) == 4 else None
 
 
 def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) -> tuple[float, ...]:
@@ -108,8 +138,13 @@ def _reach(setting: Setting, program: Program, name: str, reasons: list[str]) ->
         return ()
 
 
-def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ...]]]:
-    """Labels and steps of points at or under `cap`, in MACs or time: each pass alone, then both."""
+def enumerate_points(
+    found: Reach, cap: float, *, rough: bool = False
+) -> list[tuple[str, tuple[Step, ...]]]:
+    """Labels and steps of points at or under `cap`, in MACs or time: each pass alone, then both.
+
+    `rough` searches widths with little work: what they cost is known well enough for a draft.
+    """
     if found.whole <= cap:
         return [("original", ())]
     resize, prune = registry.get("scale_resolution"), registry.get("prune_channels")
@@ -120,21 +155,24 @@ def enumerate_points(found: Reach, cap: float) -> list[tuple[str, tuple[Step, ..
 
     def pruned() -> Step:
         why = f"channel groups shrink to at most {cap:.4g} {found.unit}"
-        work = {"search_macs": _SEARCH_MACS} if found.macs > _LARGE_MACS else {}
+        work: dict[str, float] = {}
+        if rough:
+            work = {"search_macs": _ROUGH_MACS, "candidates": _ROUGH_CANDIDATES}
+        elif found.macs > _LARGE_MACS:
+            work = {"search_macs": _SEARCH_MACS}
         bound = {"macs": math.floor(cap)} if found.us is None else {"us": float(f"{cap:.6g}")}
         return Step(prune.name, prune.config(**bound, **work), why)
 
     points: list[tuple[str, tuple[Step, ...]]] = []
-    fits = sorted((s for s in found.scales if s * s * found.whole <= cap * 1.02), reverse=True)
+    fits = sorted((s for s in found.scales if found.at(s)[0] <= cap * 1.02), reverse=True)
     points += [(f"scale {s:.3f}", (scaled(s),)) for s in fits[:2]]
     if found.pruned <= cap < found.whole:
         points.append(("prune", (pruned(),)))
     half = math.sqrt(math.sqrt(cap / found.whole))  # each pass takes half of the reduction
-    between = [s for s in found.scales if s * s * found.whole > cap * 1.02]
+    between = [s for s in found.scales if found.at(s)[0] > cap * _CLOSE and found.at(s)[1] <= cap]
     if between and found.pruned < found.whole:
         s = min(between, key=lambda v: abs(v - half))
-        if found.pruned * s * s <= cap:
-            points.append((f"scale {s:.3f} + prune", (scaled(s), pruned())))
+        points.append((f"scale {s:.3f} + prune", (scaled(s), pruned())))
     if not points:
         s = min(found.scales, default=1.0)
         points.append((f"scale {s:.3f} + prune", (scaled(s), pruned())))
@@ -193,8 +231,14 @@ def _try_score(setting: Setting, answers: Predictions, reference: Predictions) -
 
 
 def best(candidates: list[Candidate], cap: float) -> Candidate | None:
-    """The candidate nearest to the original among those that can be built and keep the bound."""
+    """The candidate nearest to the original among those that can be built and keep the bound.
+
+    Where some were trained for a little while, these were the ones to choose from.
+    """
     able = [c for c in candidates if not c.refused and c.amount <= cap]
+    tried = [(c.tried, c.label, c) for c in able if c.tried is not None]
+    if tried:
+        return min(tried)[2]
     if not able:
         return None
     return min(able, key=lambda c: (c.distance if c.distance is not None else c.amount, c.label))

@@ -21,6 +21,7 @@ from edgebudget.job import Job, check_quality_limit, prepare, reference_of
 from edgebudget.pipeline import run_steps
 from edgebudget.plan import Plan, load_plan
 from edgebudget.planner import Proposal
+from edgebudget.recovery import recovery_step
 from edgebudget.verify import Depth, look, nearest, prove
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import InfeasibleError, MissedError
@@ -191,7 +192,7 @@ def _attempts(
         job.setting.emit(Said("warning", "the time limit has passed: no stronger plan is tried"))
         return
     chosen = next(c for c in proposal.candidates if c.label == proposal.chosen)
-    if (extra := planner.recovery_step(job.setting, chosen)) is not None:
+    if (extra := recovery_step(job.setting, chosen)) is not None:
         job.setting.emit(Said("info", "quality missed its limit: trying a stronger plan"))
         at = sum(registry.get(s.name).stage == "module" for s in plan.steps)
         yield replace(plan, steps=(*plan.steps[:at], extra, *plan.steps[at:])), proposal

@@ -2,7 +2,8 @@
 
 Weights' values do not change a cost. Where a predictor knows the device, it tells which candidates
 can keep a latency; drafts of the chosen one are measured, and scale what it says next. What is
-tightened is a bound on MACs, or on the time of layers where the target prices them.
+tightened is a bound on MACs, or on the time of layers where the target prices them. Of a model
+whose widths take long to search, drafts come from a rough search until the bound is found.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgebudget import planner
 from edgebudget.candidates import Candidate, Reach
@@ -41,23 +42,27 @@ _AGAIN = 2  # drafts between one that fits and one that does not
 _USED = 0.85  # of a limit, from which a draft that fits is taken
 _WORTH = 1.05  # times a bound, below which another is not worth a draft
 _STEEPEST = 0.2  # of a bound that the next one keeps, however little the last step saved
+_DEAR_MACS = 1e8  # of a model whose whole search is not worth a draft
 
 
 @dataclass(slots=True)
 class _Known:
     """What drafts have shown: bounds, each with the worst cost over its limit."""
 
+    found: Reach  # by whatever bound
+    rough: bool  # whether drafts come from a rough search
     points: list[tuple[float, float]] = field(default_factory=list)  # that break a limit
     scale: float | None = None  # measured statistic over predicted time
+    again: int = 0  # drafts larger than one that fitted
 
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """A plan whose draft keeps every limit."""
+    """A plan and the bound it was made for."""
 
     proposal: Proposal
     cap: float
-    over: float  # its worst cost over the limit, at most 1
+    over: float  # its draft's worst cost over the limit
 
 
 def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
@@ -75,7 +80,17 @@ def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
         return proposal
     found = proposal.reach
     cap = min(budget.limit("macs") or math.inf, found.whole or math.inf)
-    known, fit, again = _Known(), None, 0
+    known = _Known(found, rough=found.macs >= _DEAR_MACS)
+    fit = _narrowed(job, proposal, cap, share, known)
+    if known.rough and fit.proposal is not proposal and not job.setting.late:
+        known.rough, known.again = False, _AGAIN
+        fit = _narrowed(job, _propose(job, fit.cap, known), fit.cap, share, known)
+    return fit.proposal
+
+
+def _narrowed(job: Job, proposal: Proposal, cap: float, share: float, known: _Known) -> _Fit:
+    """The largest draft that fits, from one under `cap`; the last one where none did in time."""
+    fit = None
     for _ in range(_DRAFTS):
         if job.setting.late:
             job.setting.emit(Said("warning", "the time limit has passed: no draft is tried"))
@@ -87,26 +102,24 @@ def fitted(job: Job, proposal: Proposal, *, share: float = 1.0) -> Proposal:
         else:
             known.points.append((cap, over))
         if fit is None:
-            cap, proposal = _smaller(job, cost, share, known, found)
+            cap, proposal = _smaller(job, cost, share, known)
             continue
-        if again == _AGAIN or fit.over > _USED:
+        if known.again == _AGAIN or fit.over > _USED:
             break
-        again += 1
+        known.again += 1
         larger = _larger(job, fit, known)
         if larger is None:
             break
         cap, proposal = larger
-    return fit.proposal if fit else proposal
+    return fit or _Fit(proposal, cap, math.inf)
 
 
-def _smaller(
-    job: Job, cost: Cost, share: float, known: _Known, found: Reach
-) -> tuple[float, Proposal]:
+def _smaller(job: Job, cost: Cost, share: float, known: _Known) -> tuple[float, Proposal]:
     """A smaller bound after one that breaks a limit by `cost`, and candidates that keep it.
 
     Where nothing keeps the bound that should do, one between may still have candidates.
     """
-    drafted, _ = known.points[-1]
+    found, (drafted, _) = known.found, known.points[-1]
     least = found.smallest * _NEARLY
     if drafted <= least:
         raise _beyond(job, cost, share, drafted, found.unit)
@@ -151,16 +164,17 @@ def _beyond(job: Job, cost: Cost, share: float, cap: float, unit: str) -> Infeas
 
 def _propose(job: Job, cap: float, known: _Known) -> Proposal:
     """Candidates under a bound, without those that are predicted to be too slow."""
+    wanted: dict[str, Any] = {"cap": cap, "found": known.found, "rough": known.rough}
     refuse = _refusal(job, known)
     if refuse is not None:
         try:
-            return planner.propose(job.setting, job.start, cap=cap, refuse=refuse)
+            return planner.propose(job.setting, job.start, refuse=refuse, **wanted)
         except InfeasibleError as e:
             if e.code != "EB402":
                 raise
             said = "no candidate is predicted to fit: the nearest is measured"
             job.setting.emit(Said("info", said))
-    return planner.propose(job.setting, job.start, cap=cap)
+    return planner.propose(job.setting, job.start, **wanted)
 
 
 def _refusal(job: Job, known: _Known) -> planner.Refuse | None:

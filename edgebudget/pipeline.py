@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgebudget.workload import Workload
     from edgebudget_runtime.budget import Budget
 
-_RECENT = 4  # modules kept in memory
+_RECENT = 8  # modules kept in memory
 Facts = Mapping[str, Callable[[Program], str | None]]  # returns why the fact does not hold
 
 

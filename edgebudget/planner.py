@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebudget import registry
 from edgebudget.candidates import (
+    NEAR,
     Candidate,
     Reach,
     best,
@@ -24,6 +25,7 @@ from edgebudget.evaluate import Predictions, predict, relative_drop, runner_of
 from edgebudget.events import Said
 from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.plan import Plan, Step
+from edgebudget.recovery import recovery_step, settled
 from edgebudget_runtime.cost import Cost, Resource
 from edgebudget_runtime.errors import InfeasibleError, UsageError
 
@@ -31,13 +33,6 @@ if TYPE_CHECKING:
     from edgebudget.program import Program
 
 GOAL_DROP = 0.01  # relative quality loss aimed at when the user states none
-# Multiply-accumulates spent on recovery: fixed, so that plans reproduce. Whole channels lost need
-# more than a changed input size, after which the weights are still the original's.
-_TRAINING_MACS = {"prune_channels": 3e13, "scale_resolution": 3e12}
-_MAX_EPOCHS = 30
-_BATCH = 64
-_LEAST_STEPS = 120
-_NEAR = 0.05  # output error, in variances, that recovery closes; dearer candidates are not built
 
 
 Refuse = Callable[[Candidate], str]
@@ -69,6 +64,7 @@ class Proposal:
                     "params": None if math.isnan(c.params) else c.params,
                     "distance": c.distance,
                     "quality": None if c.quality is None else c.quality.value,
+                    "distance_after_short_training": c.tried,
                     "refused": c.refused,
                 }
                 for c in self.candidates
@@ -78,12 +74,20 @@ class Proposal:
 
 
 def propose(
-    setting: Setting, start: Built, *, cap: float | None = None, refuse: Refuse | None = None
+    setting: Setting,
+    start: Built,
+    *,
+    cap: float | None = None,
+    refuse: Refuse | None = None,
+    found: Reach | None = None,
+    rough: bool = False,
 ) -> Proposal:
     """Choose structural steps that keep the MACs bound (or `cap`) and the steps that follow.
 
     `cap` is in the unit of what can be reached: MACs, or microseconds of layer time. `refuse`
-    says why a candidate breaks another limit; "" where it does not.
+    says why a candidate breaks another limit; "" where it does not. `found` is what an earlier
+    proposal for the same model found reachable. A `rough` proposal costs about what the final one
+    will, and is no plan to build.
 
     Raises:
         InfeasibleError: EB401, even the smallest reachable point breaks a limit.
@@ -92,7 +96,7 @@ def propose(
     program = start.program
     baseline = setting.cost(program)
     macs = baseline.macs.value or 0.0
-    found = reach(setting, program, macs)
+    found = found or reach(setting, start, macs)
     bound = setting.budget.limit("macs")
     check_feasible(setting, found, baseline)
     cap = min(x for x in (cap, bound, math.inf) if x is not None)
@@ -104,9 +108,11 @@ def propose(
             f"no calibration data for {setting.workload.name}: quantization would be a guess",
             hint="give --data imagefolder:DIR, npz:FILE or file.py:function",
         )
-    candidates = _look(setting, start, found, cap)
+    candidates, reference = _look(setting, start, found, cap, rough)
     if refuse is not None:
         candidates = [c if c.refused else replace(c, refused=refuse(c)) for c in candidates]
+    if reference is not None and not rough:
+        candidates = settled(setting, start, candidates, cap, reference)
     chosen = best(candidates, cap)
     if chosen is None:
         unit = found.unit
@@ -173,11 +179,15 @@ def graph_steps(setting: Setting, program: Program) -> tuple[Step, ...]:
     )
 
 
-def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Candidate]:
-    points = enumerate_points(found, cap)
+def _look(
+    setting: Setting, start: Built, found: Reach, cap: float, rough: bool
+) -> tuple[list[Candidate], Predictions | None]:
+    """Untrained candidates, and the original's answers if they were asked for."""
+    points = enumerate_points(found, cap, rough=rough)
     if len(points) == 1 and not points[0][1]:
         params = setting.cost(start.program).params.value or 0.0
-        return [Candidate(points[0][0], (), found.macs, params, distance=0.0, us=found.us)]
+        only = Candidate(points[0][0], (), found.macs, params, distance=0.0, us=found.us)
+        return [only], None
     reference = original_answers(setting, start, found.macs)
     seen: list[Candidate] = []
     for label, steps in points:
@@ -185,7 +195,7 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
         if any(c.amount <= cap and [s.name for s in c.steps] == names for c in seen):
             continue  # the same passes at a milder setting already fit
         near = best(seen, cap)
-        if near is not None and near.distance is not None and near.distance <= _NEAR:
+        if near is not None and near.distance is not None and near.distance <= NEAR:
             why = f"not looked at: {near.label} is already near the original"
             seen.append(Candidate(label, steps, math.nan, math.nan, refused=why))
             continue
@@ -193,7 +203,7 @@ def _look(setting: Setting, start: Built, found: Reach, cap: float) -> list[Cand
             setting.emit(Said("warning", f"the time limit has passed: {label} is not looked at"))
             continue
         seen.append(probe(setting, start, label, steps, reference))
-    return seen
+    return seen, reference
 
 
 def original_answers(setting: Setting, start: Built, macs: float) -> Predictions:
@@ -227,37 +237,6 @@ def _lost(chosen: Candidate) -> float:
     return lost
 
 
-def recovery_step(setting: Setting, chosen: Candidate) -> Step | None:
-    """A fine-tune of a fixed number of steps for a candidate; None without data to train on."""
-    train = setting.workload.data.train
-    if train is None or setting.workload.program.stage == "graph":
-        return None
-    names = {s.name for s in chosen.steps}
-    pruned = "prune_channels" in names
-    work = _TRAINING_MACS["prune_channels" if pruned else "scale_resolution"]
-    each = 3 * chosen.macs * _training_fraction(setting, train.sample(0).inputs)
-    samples = min(work / each, _MAX_EPOCHS * len(train))
-    batch = max(1, min(_BATCH, len(train), int(samples / _LEAST_STEPS) or 1))
-    steps = max(20, int(samples / batch))
-    why = f"{steps} steps of batch {batch}: about {work:.0e} multiply-accumulates"
-    recover = registry.get("recover")
-    # Weights that were not cut only follow the original; labels would pull towards a small set.
-    # A cut classifier gains from its teacher's softened answers more than from labels, of which
-    # it has seen most: at each of three rates on pictures that the fine-tuning had not seen.
-    taught = {} if pruned else {"alpha": 1.0}
-    if pruned and setting.workload.task.kind == "classification":
-        taught = {"alpha": 0.9, "temperature": 4.0}
-    config = recover.config(steps=steps, batch=batch, **taught)
-    return Step(recover.name, config, why)
-
-
-def _training_fraction(setting: Setting, inputs: Any) -> float:
-    """How large a training sample is against the model's input (crops of a large picture)."""
-    spec = setting.workload.program.inputs[0]
-    size = math.prod(inputs[spec.name].shape)
-    return float(min(1.0, size / max(1, math.prod(spec.shape[1:]))))
-
-
 def _reasons(
     candidates: list[Candidate], chosen: Candidate, cap: float, unit: str
 ) -> tuple[str, ...]:
@@ -274,6 +253,8 @@ def _reasons(
             text += f", output error {c.distance:.4f} of the original's variance"
         if c.quality is not None:
             text += f", {c.quality.metric} {c.quality.value:.4f} untrained"
+        if c.tried is not None:
+            text += f", output error {c.tried:.4f} after a short training"
         lines.append(text + (" <- chosen" if c.label == chosen.label else ""))
     bound = f"bound {cap:.4g} {unit}" if math.isfinite(cap) else f"no bound on {unit}"
     return (f"{bound}; nearest to the original on calibration data wins", *lines)

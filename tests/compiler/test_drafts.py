@@ -26,6 +26,7 @@ class _Bench:
     def __init__(self, amounts: list[float], floor: float, limit: float) -> None:
         self.amounts, self.floor, self.limit = sorted(amounts), floor, limit
         self.tried: list[float] = []
+        self.rough: list[bool] = []
         self.reach = Reach(macs=self.amounts[-1], scales=(), pruned=self.amounts[0] / 8)
         budget = Budget.parse(latency=f"{limit}ms")
         setting = SimpleNamespace(budget=budget, late=False, emit=ignore)
@@ -40,6 +41,10 @@ class _Bench:
             raise InfeasibleError("EB402", f"no candidate keeps {cap}", hint="")
         return SimpleNamespace(plan=fits[-1], reach=self.reach)
 
+    def noted(self, job: Any, cap: float, known: Any) -> Any:
+        self.rough.append(known.rough)
+        return self.propose(cap)
+
     def cost(self, plan: float) -> Cost:
         self.tried.append(plan)
         unknown = Figure(value=None, evidence="unknown", how="", device="")
@@ -49,7 +54,7 @@ class _Bench:
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> float:
         monkeypatch.setattr(drafts, "_draft_cost", lambda job, plan, known, share: self.cost(plan))
-        monkeypatch.setattr(drafts, "_propose", lambda job, cap, known: self.propose(cap))
+        monkeypatch.setattr(drafts, "_propose", self.noted)
         found: float = drafts.fitted(self.job, self.propose(math.inf)).plan  # type: ignore[assignment]
         return found
 
@@ -97,3 +102,15 @@ def test_a_draft_that_leaves_room_is_followed_by_a_larger(monkeypatch: pytest.Mo
     bench = _Bench([10.0, 50.0, 60.0, 70.0, 100.0], floor=0.0, limit=68.0)
     monkeypatch.setattr(bench, "ms", lambda a: a if a < 100 else 400.0)
     assert bench.run(monkeypatch) == 60.0
+
+
+def test_a_dear_model_is_searched_whole_once_the_bound_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = _Bench([2e7, 4e7, 6e7, 8e7, 1e8], floor=1e7, limit=5e7)
+    assert bench.run(monkeypatch) == 2e7
+    assert bench.rough[-1] is False
+    assert bench.rough.count(False) == 1
+    bench = _Bench([2e6, 4e6, 6e6, 8e6, 1e7], floor=1e6, limit=5e6)
+    bench.run(monkeypatch)
+    assert not any(bench.rough)

@@ -74,6 +74,38 @@ def test_every_point_could_keep_the_bound_and_no_two_are_alike(found: Reach, sha
             assert scale**2 * found.macs <= cap * 1.02
 
 
+@settings(deadline=None)
+@given(found=reaches, share=st.floats(0.0, 0.999), weights=st.floats(0.0, 0.9))
+def test_time_that_a_smaller_picture_does_not_save_is_pruned_too(
+    found: Reach, share: float, weights: float
+) -> None:
+    """Weights take as long at every size: the square of the scale is too little."""
+    whole, pruned = found.macs / 2, found.pruned / 2
+    at = tuple(
+        (x * (weights + (1 - weights) * s * s)) for s in found.scales for x in (whole, pruned)
+    )
+    scaled = tuple(zip(at[::2], at[1::2], strict=True))
+    timed = replace(found, pruned=pruned, us=whole, scaled=scaled)
+    cap = timed.smallest + share * (whole - timed.smallest)
+    if whole <= cap:
+        return
+    for label, steps in enumerate_points(timed, cap):
+        chosen = {s.name: s.config for s in steps}
+        scale = chosen["scale_resolution"].scale if "scale_resolution" in chosen else 1.0
+        have, least = timed.at(scale) if scale < 1.0 else (whole, pruned)
+        if "prune_channels" in chosen:
+            assert least <= cap * (1 + 1e-9), label
+            assert chosen["prune_channels"].us == pytest.approx(cap, rel=1e-5)
+        else:
+            assert have <= cap * 1.02
+
+
+def test_a_size_that_just_misses_is_also_pruned() -> None:
+    found = Reach(300.0, (0.5,), 30.0)
+    labels = [label for label, _ in enumerate_points(found, 75.0)]
+    assert labels == ["scale 0.500", "prune", "scale 0.500 + prune"]
+
+
 def test_the_best_candidate_is_the_nearest_that_keeps_the_bound() -> None:
     a = Candidate("a", (), 10.0, 1.0, distance=0.3)
     b = Candidate("b", (), 20.0, 1.0, distance=0.1)
@@ -82,6 +114,8 @@ def test_the_best_candidate_is_the_nearest_that_keeps_the_bound() -> None:
         assert best(list(order), 15.0) is a
         assert best(list(order), 25.0) is b
         assert best(list(order), 7.0) is None
+    tried = replace(a, tried=0.2)
+    assert best([tried, b], 25.0) is tried  # where some were trained, they are the ones in question
 
 
 def setting(tmp_path: Path, target: str = "cpu", emit: Any = lambda _: None, **limits: Any) -> Any:
