@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 Price = Callable[[Sequence[int]], int]
 _SWEEPS = 20
+
+
+@runtime_checkable
+class _Incremental(Protocol):
+    """A price that also tells what changing a few groups adds, without looking at the rest."""
+
+    def change(self, widths: Sequence[int], moves: Mapping[int, int]) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,84 +59,101 @@ def solve(ladders: Sequence[Ladder], price: Price, bound: int) -> tuple[int, ...
     Goes down the steepest saving per cost first, over all lower widths and not only the next, then
     improves by raising one group while lowering another, and last spends what is left over.
     """
-    level = [len(x.widths) - 1 for x in ladders]
-    while _priced(ladders, price, level) > bound:
-        move = _cheapest(ladders, price, level, bound)
+    state = _State(ladders, price)
+    while state.now > bound:
+        move = _cheapest(state, bound)
         if move is None:
             return None
-        level[move[0]] = move[1]
+        state.move({move[0]: move[1]})
     for _ in range(_SWEEPS):
-        raised = _raise(ladders, price, level, bound)
-        if not raised and not _swap(ladders, price, level, bound):
+        raised = _raise(state, bound)
+        if not raised and not _swap(state, bound):
             break
-    return tuple(x.widths[i] for x, i in zip(ladders, level, strict=True))
+    return tuple(state.widths)
 
 
-def _priced(ladders: Sequence[Ladder], price: Price, level: Sequence[int]) -> int:
-    return price([x.widths[i] for x, i in zip(ladders, level, strict=True)])
+class _State:
+    """The rung of every group, the widths these are, and what they cost."""
+
+    def __init__(self, ladders: Sequence[Ladder], price: Price) -> None:
+        self.ladders = ladders
+        self.level = [len(x.widths) - 1 for x in ladders]
+        self.widths = [x.widths[-1] for x in ladders]
+        self.now = price(self.widths)
+        self._price = price
+        self._change = price.change if isinstance(price, _Incremental) else self._difference
+
+    def priced(self, rungs: Mapping[int, int]) -> int:
+        """What it would cost with some groups on other rungs."""
+        return self.now + self._change(self.widths, self._moved(rungs))
+
+    def move(self, rungs: Mapping[int, int]) -> None:
+        """Put some groups on other rungs."""
+        for g, width in self._moved(rungs).items():
+            self.level[g], self.widths[g] = rungs[g], width
+        self.now = self._price(self.widths)
+
+    def _moved(self, rungs: Mapping[int, int]) -> dict[int, int]:
+        return {g: self.ladders[g].widths[rung] for g, rung in rungs.items()}
+
+    def _difference(self, widths: Sequence[int], moves: Mapping[int, int]) -> int:
+        after = [moves.get(g, w) for g, w in enumerate(widths)]
+        return self._price(after) - self.now
 
 
-def _cheapest(
-    ladders: Sequence[Ladder], price: Price, level: list[int], bound: int
-) -> tuple[int, int] | None:
-    now = _priced(ladders, price, level)
+def _cheapest(state: _State, bound: int) -> tuple[int, int] | None:
     best: tuple[float, int, int] | None = None
-    for g, ladder in enumerate(ladders):
-        for lower in range(level[g]):
-            trial = [*level[:g], lower, *level[g + 1 :]]
+    for g, ladder in enumerate(state.ladders):
+        for lower in range(state.level[g]):
             # Savings beyond the bound are worth nothing.
-            saved = min(now - _priced(ladders, price, trial), now - bound)
+            saved = min(state.now - state.priced({g: lower}), state.now - bound)
             if saved <= 0:
                 continue
-            rate = (ladder.costs[lower] - ladder.costs[level[g]]) / saved
+            rate = (ladder.costs[lower] - ladder.costs[state.level[g]]) / saved
             if best is None or (rate, -saved) < (best[0], 0):
                 best = (rate, g, lower)
     return None if best is None else (best[1], best[2])
 
 
-def _raise(ladders: Sequence[Ladder], price: Price, level: list[int], bound: int) -> bool:
+def _raise(state: _State, bound: int) -> bool:
     """Raise groups while the bound holds, the most relief for its price first."""
     moved = False
     while True:
-        now = _priced(ladders, price, level)
         best: tuple[float, int] | None = None
-        for g, ladder in enumerate(ladders):
-            if level[g] + 1 >= len(ladder.widths):
+        for g, ladder in enumerate(state.ladders):
+            rung = state.level[g]
+            if rung + 1 >= len(ladder.widths):
                 continue
-            trial = [*level[:g], level[g] + 1, *level[g + 1 :]]
-            cost = _priced(ladders, price, trial)
+            cost = state.priced({g: rung + 1})
             if cost > bound:
                 continue
-            relief = ladder.costs[level[g]] - ladder.costs[level[g] + 1]
-            rate = relief / max(1, cost - now)
+            relief = ladder.costs[rung] - ladder.costs[rung + 1]
+            rate = relief / max(1, cost - state.now)
             if best is None or rate > best[0]:
                 best = (rate, g)
         if best is None:
             return moved
-        level[best[1]] += 1
+        state.move({best[1]: state.level[best[1]] + 1})
         moved = True
 
 
-def _swap(ladders: Sequence[Ladder], price: Price, level: list[int], bound: int) -> bool:
+def _swap(state: _State, bound: int) -> bool:
     """The best pair of one group up and one down that costs less in sum and keeps the bound."""
+    level = state.level
     best: tuple[float, int, int] | None = None
-    for up, high in enumerate(ladders):
+    for up, high in enumerate(state.ladders):
         if level[up] + 1 >= len(high.widths):
             continue
         relief = high.costs[level[up]] - high.costs[level[up] + 1]
-        for down, low in enumerate(ladders):
+        for down, low in enumerate(state.ladders):
             if down == up or level[down] == 0:
                 continue
             gain = relief - (low.costs[level[down] - 1] - low.costs[level[down]])
             if gain <= 1e-12 or (best is not None and gain <= best[0]):
                 continue
-            trial = list(level)
-            trial[up] += 1
-            trial[down] -= 1
-            if _priced(ladders, price, trial) <= bound:
+            if state.priced({up: level[up] + 1, down: level[down] - 1}) <= bound:
                 best = (gain, up, down)
     if best is None:
         return False
-    level[best[1]] += 1
-    level[best[2]] -= 1
+    state.move({best[1]: level[best[1]] + 1, best[2]: level[best[2]] - 1})
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +103,17 @@ class _Fit:
     inverse: Tensor  # [d, d]
     blocks: Tensor  # [channels, b] rows of each channel
     power: float
+    _buffers: tuple[Tensor, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._buffers = torch.empty_like(self.weight), torch.empty_like(self.inverse)
 
     def errors(self) -> Tensor:
         """Relative error that losing each channel adds, [channels]."""
+        if self.blocks.shape[1] == 1:  # one weight to an output: no systems to solve
+            rows = self.blocks[:, 0]
+            parts = self.weight[:, rows]
+            return (parts * (parts / self.inverse[rows, rows])).sum(0) / self.power
         sub = self.inverse[self.blocks[:, :, None], self.blocks[:, None, :]]
         parts = self.weight[:, self.blocks].permute(1, 2, 0)
         added: Tensor = (parts * torch.linalg.solve(sub, parts)).sum((1, 2))
@@ -115,8 +123,10 @@ class _Fit:
         """Refit without a channel."""
         rows = self.blocks[channel]
         gain = torch.linalg.solve(self.inverse[rows][:, rows], self.inverse[rows])
-        self.weight = self.weight - self.weight[:, rows] @ gain
-        self.inverse = self.inverse - self.inverse[:, rows] @ gain
+        # Into kept memory: new pages for every channel take longer than the arithmetic.
+        for matrix, product in zip((self.weight, self.inverse), self._buffers, strict=True):
+            torch.mm(matrix[:, rows], gain, out=product)
+            matrix -= product
         # Keep the removed block invertible; it is never asked for again.
         self.inverse[rows, rows] = 1.0
         self.weight[:, rows] = 0.0
@@ -130,7 +140,8 @@ def _eliminate(body: nn.Module, group: ChannelGroup, moments: Mapping[str, Momen
         flat = weight.double().flatten(1)
         blocks = torch.stack([known.rows(i) for i in member.index])
         power = float((flat @ known.second * flat).sum())
-        fits.append(_Fit(flat, torch.linalg.inv(known.second), blocks, max(power, 1e-30)))
+        inverse = torch.linalg.inv(known.second)
+        fits.append(_Fit(flat.clone(), inverse, blocks, max(power, 1e-30)))
     order: list[int] = []
     total = 0.0
     costs = [0.0]

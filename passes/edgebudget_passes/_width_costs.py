@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,35 @@ class WidthCost:
     layers: tuple[_Layer, ...]  # whose widths change
     elsewhere: int  # what widths do not change
     price: Price
+    _touched: tuple[frozenset[int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        touched: list[set[int]] = [set() for _ in self.sizes]
+        for number, layer in enumerate(self.layers):
+            for group, _ in (*layer.cut_out, *layer.cut_in):
+                touched[group].add(number)
+        object.__setattr__(self, "_touched", tuple(map(frozenset, touched)))
 
     def __call__(self, widths: Sequence[int]) -> int:
-        total = self.elsewhere
-        gone = [s - w for s, w in zip(self.sizes, widths, strict=True)]
-        for layer in self.layers:
-            outputs = layer.outputs - sum(gone[g] * span for g, span in layer.cut_out)
-            inputs = layer.inputs - sum(gone[g] * span for g, span in layer.cut_in)
+        return self.elsewhere + self._of(range(len(self.layers)), widths)
+
+    def change(self, widths: Sequence[int], moves: Mapping[int, int]) -> int:
+        """What the cost grows by when some groups get other widths; reads only their layers."""
+        after = list(widths)
+        for group, width in moves.items():
+            after[group] = width
+        numbers = frozenset[int]().union(*(self._touched[g] for g in moves))
+        return self._of(numbers, after) - self._of(numbers, widths)
+
+    def _of(self, numbers: Iterable[int], widths: Sequence[int]) -> int:
+        total, sizes = 0, self.sizes
+        for number in numbers:
+            layer = self.layers[number]
+            outputs, inputs = layer.outputs, layer.inputs
+            for g, span in layer.cut_out:
+                outputs -= (sizes[g] - widths[g]) * span
+            for g, span in layer.cut_in:
+                inputs -= (sizes[g] - widths[g]) * span
             total += self.price(layer, outputs, inputs)
         return total
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -135,6 +136,28 @@ def test_width_formula_agrees_with_the_counter_to_the_last_mac(name: str) -> Non
     keep = [list(range(0, g.size, 2)) for g in groups]
     cut = remove_channels(body, removal(groups, keep))
     assert count(Program("module", cut, specs, ("y",))).macs == macs([len(k) for k in keep])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_a_change_adds_is_what_the_whole_then_costs_more(name: str) -> None:
+    body, inputs, _ = _net(name)
+    groups = find_groups(body, CALL, inputs).groups
+    macs = width_macs(body, CALL, inputs, groups)
+    draw = random.Random(0)
+    for _ in range(20):
+        widths = [draw.randint(1, g.size) for g in groups]
+        moved = draw.sample(range(len(groups)), draw.randint(1, len(groups)))
+        moves = {g: draw.randint(1, groups[g].size) for g in moved}
+        after = [moves.get(g, w) for g, w in enumerate(widths)]
+        assert macs.change(widths, moves) == macs(after) - macs(widths)
+    ladders = []
+    for group in groups:
+        rungs = widths_of(group.size, 8)
+        costs = [draw.random() for _ in rungs[:-1]]
+        ladders.append(Ladder(rungs, monotone([*costs, 0.0])))
+    for share in (0.3, 0.6, 0.9):
+        bound = int(share * macs([g.size for g in groups]))
+        assert solve(ladders, macs, bound) == solve(ladders, lambda w: macs(w), bound)
 
 
 @given(
