@@ -33,7 +33,7 @@ from edgebudget_passes.quantize_int8 import Config
 _CALIBRATION = 512
 _SEED = 0
 _TOLERANCE = 0.1  # points of top-1
-_INSTANCES = 8
+_INSTANCES = 4
 _SLOWER = 1.05
 _EXTRA_S = 20.0
 
