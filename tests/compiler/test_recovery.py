@@ -16,7 +16,7 @@ from torch import nn
 from edgebudget import target_registry
 from edgebudget.cache import Cache
 from edgebudget.candidates import NEAR, Candidate, best, probe
-from edgebudget.events import Event, Said
+from edgebudget.events import Event, Said, ignore
 from edgebudget.facts import FACTS
 from edgebudget.pipeline import Built, Setting
 from edgebudget.plan import Step
@@ -159,7 +159,10 @@ def test_candidates_that_nothing_tells_apart_are_trained_and_the_nearest_then_wi
     assert scale.distance is not None
     assert prune.distance is not None
     alike = Quality("top1", 0.9, 0.9, 0.9, 64, {})
-    both = [_with(scale, 0.5, alike), _with(prune, 0.4, alike)]
+    both = [
+        replace(scale, distance=0.5, quality=alike),
+        replace(prune, distance=0.4, quality=alike),
+    ]
     assert best(both, 1e9) is both[1]
     tried = settled(setting, start, both, 1e9, reference)
     errors = {c.label: c.tried for c in tried}
@@ -176,10 +179,9 @@ def test_candidates_that_nothing_tells_apart_are_trained_and_the_nearest_then_wi
 def test_after_the_time_limit_nobody_is_trained(original: nn.Module, tmp_path: Path) -> None:
     heard: list[Event] = []
     setting, start = _setting(original, tmp_path, heard.append, deadline=0.0)
-    alike = Quality("top1", 0.9, 0.9, 0.9, 64, {})
     both = [
-        _with(_candidate("a", "prune_channels", 0.4), 0.4, alike),
-        _with(_candidate("b", "scale_resolution", 0.5), 0.5, alike),
+        _candidate("a", "prune_channels", 0.4, 0.9),
+        _candidate("b", "scale_resolution", 0.5, 0.9),
     ]
     reference = original_answers(setting, start, 1e6)
     assert settled(setting, start, both, 60.0, reference) == both
@@ -189,8 +191,7 @@ def test_after_the_time_limit_nobody_is_trained(original: nn.Module, tmp_path: P
 def test_a_rough_proposal_searches_little_and_trains_nobody(
     original: nn.Module, tmp_path: Path
 ) -> None:
-    heard: list[Event] = []
-    setting, start = _setting(original, tmp_path, heard.append)
+    setting, start = _setting(original, tmp_path, ignore)
     found = propose(setting, start, rough=True)
     prunes = [s for c in found.candidates for s in c.steps if s.name == "prune_channels"]
     assert prunes
@@ -204,7 +205,3 @@ def test_a_rough_proposal_searches_little_and_trains_nobody(
         for s in c.steps
         if s.name == "prune_channels"
     )
-
-
-def _with(candidate: Candidate, distance: float, quality: Quality) -> Candidate:
-    return replace(candidate, distance=distance, quality=quality)
