@@ -79,7 +79,7 @@ class Reach:
         return min((self.pruned, *(self.at(s)[1] for s in self.scales)))
 
     def at(self, scale: float) -> tuple[float, float]:
-        """Amounts at an input scale, whole and pruned: by its square, where nothing else is known."""
+        """Amounts at an input scale, whole and pruned: by its square, unless more is known."""
         if self.scaled:
             return self.scaled[self.scales.index(scale)]
         return self.whole * scale * scale, self.pruned * scale * scale
