@@ -43,15 +43,16 @@ _GRAPH_STEPS = ("clean_graph", "rewrite_for_target", "quantize_int8")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One network to time: its number, in float or in integers."""
+    """One network to time: its number, in float or in integers, and whether it is a chain."""
 
     number: int
     integer: bool
+    chain: bool = False
 
     @property
     def name(self) -> str:
-        """A short name for the log: 12f, 12q."""
-        return f"{self.number}{'q' if self.integer else 'f'}"
+        """A short name for the log: 12f, 12q, c12f."""
+        return f"{'c' if self.chain else ''}{self.number}{'q' if self.integer else 'f'}"
 
 
 @dataclass(slots=True)
@@ -121,7 +122,8 @@ def calibrate(
     """Time what the log does not know yet, for `limit_s` seconds at most, and give all of it.
 
     `networks` None takes the target's own number (its option `calibration_networks`), which is
-    smaller where a network takes long to lower.
+    smaller where a network takes long to lower. To each belong as many chains of one kernel as the
+    target's option `calibration_chains` says: some, where the engine tells whole runs alone.
 
     Raises:
         TargetError: EB651, too little could be measured to fit anything.
@@ -132,8 +134,10 @@ def calibrate(
     log = read_log(file)
     if log.skipped:
         emit(Said("warning", f"{log.skipped} damaged lines of {file.name} are skipped"))
-    many = networks or int(target.spec.options.get("calibration_networks", NETWORKS))
-    todo = list(_todo(log, many, rounds, seed))
+    options = target.spec.options
+    many = networks or int(options.get("calibration_networks", NETWORKS))
+    chains = many * int(options.get("calibration_chains", 0))
+    todo = list(_todo(log, many, chains, rounds, seed))
     emit(Started(_WORK, len(todo)))
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as name, file.open("a") as out:
@@ -170,9 +174,10 @@ def calibrate(
     return log
 
 
-def _todo(log: Log, networks: int, rounds: int, seed: int) -> Iterator[Unit]:
+def _todo(log: Log, networks: int, chains: int, rounds: int, seed: int) -> Iterator[Unit]:
     """What is missing, a shuffled round at a time."""
-    units = [Unit(i, integer) for i in range(networks) for integer in (False, True)]
+    each = [(i, False) for i in range(networks)] + [(i, True) for i in range(chains)]
+    units = [Unit(i, integer, chain) for i, chain in each for integer in (False, True)]
     for turn in range(rounds):
         order = np.random.default_rng([seed, turn]).permutation(len(units))
         yield from (units[i] for i in order if log.rounds.get(units[i].name, 0) <= turn)
@@ -183,9 +188,10 @@ def _lowered(target: Target, unit: Unit, folder: Path) -> Path:
     for suffix in (".onnx", ".pte"):
         if (file := folder / f"{unit.name}{suffix}").is_file():
             return file
+    from edgebudget.calibration_chains import chain
     from edgebudget.calibration_nets import network
 
-    body = network(unit.number)
+    body = (chain if unit.chain else network)(unit.number)
     shape = tuple(d.dim_value for d in body.graph.input[0].type.tensor_type.shape.dim)
     program = Program("graph", body, (TensorSpec("x", shape),), ("y",))
     return target.lower(as_exported(program, target, unit.integer), folder, unit.name).file

@@ -7,7 +7,7 @@ The same number gives the same network. Imports onnx: reach this module inside f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,8 +123,13 @@ Family = Callable[[np.random.Generator], tuple[Net, str]]
 
 def network(number: int) -> onnx.ModelProto:
     """The calibration network of this number: blocks of one family, sizes drawn at random."""
-    rng = np.random.default_rng([20211, number])
-    family = FAMILIES[number % len(FAMILIES)]
+    return drawn(FAMILIES, 20211, number)
+
+
+def drawn(families: Sequence[Family], seed: int, number: int) -> onnx.ModelProto:
+    """The network of this number among these families, small enough to be timed in a moment."""
+    rng = np.random.default_rng([seed, number])
+    family = families[number % len(families)]
     for _ in range(200):
         net, out = family(rng)
         largest = max(math.prod(s) for s in net.shapes.values())
@@ -133,20 +138,21 @@ def network(number: int) -> onnx.ModelProto:
     raise AssertionError(f"no network {number} within the limits")
 
 
-def _log(rng: np.random.Generator, low: float, high: float, multiple: int = 1) -> int:
+def draw_log(rng: np.random.Generator, low: float, high: float, multiple: int = 1) -> int:
+    """A whole number whose logarithm is uniform, rounded to a multiple."""
     value = math.exp(rng.uniform(math.log(low), math.log(high)))
     return max(multiple, round(value / multiple) * multiple)
 
 
-def _channels(rng: np.random.Generator, low: float, high: float) -> int:
+def draw_channels(rng: np.random.Generator, low: float, high: float) -> int:
     """Mostly multiples of 8, as pruning and designers leave them, now and then any number."""
-    return _log(rng, low, high, int(rng.choice([8, 8, 16, 16, 16, 4, 1])))
+    return draw_log(rng, low, high, int(rng.choice([8, 8, 16, 16, 16, 4, 1])))
 
 
-def _side(rng: np.random.Generator, channels: int) -> int:
+def draw_side(rng: np.random.Generator, channels: int) -> int:
     """A picture's side that goes with so many channels: large pictures have few."""
     most = min(224.0, 6000.0 / channels)
-    return _log(rng, 4, max(6.0, most))
+    return draw_log(rng, 4, max(6.0, most))
 
 
 def _act(rng: np.random.Generator) -> str:
@@ -154,18 +160,18 @@ def _act(rng: np.random.Generator) -> str:
 
 
 def _plain(rng: np.random.Generator) -> tuple[Net, str]:
-    c = _channels(rng, 8, 384)
-    net = Net(rng, (1, c, side := _side(rng, c), side))
+    c = draw_channels(rng, 8, 384)
+    net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x, kind = "x", _act(rng)
     for _ in range(4):
         size = int(rng.choice([1, 3, 3, 3, 5, 7]))
-        x = net.act(net.conv(x, _channels(rng, 8, 384), size, int(rng.choice([1, 1, 2]))), kind)
+        x = net.act(net.conv(x, draw_channels(rng, 8, 384), size, int(rng.choice([1, 1, 2]))), kind)
     return net, x
 
 
 def _residual(rng: np.random.Generator) -> tuple[Net, str]:
-    c = _channels(rng, 8, 512)
-    net = Net(rng, (1, c, side := _side(rng, c), side))
+    c = draw_channels(rng, 8, 512)
+    net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x = "x"
     for stride in (1, int(rng.choice([1, 2]))):
         out = c if stride == 1 else c * 2
@@ -177,8 +183,8 @@ def _residual(rng: np.random.Generator) -> tuple[Net, str]:
 
 
 def _bottleneck(rng: np.random.Generator) -> tuple[Net, str]:
-    c = _channels(rng, 16, 256)
-    net = Net(rng, (1, 4 * c, side := _side(rng, 2 * c), side))
+    c = draw_channels(rng, 16, 256)
+    net = Net(rng, (1, 4 * c, side := draw_side(rng, 2 * c), side))
     x, groups = "x", int(rng.choice([1, 1, 4])) if c % 4 == 0 else 1
     for _ in range(2):
         y = net.act(net.conv(x, c, 1), "Relu")
@@ -188,11 +194,11 @@ def _bottleneck(rng: np.random.Generator) -> tuple[Net, str]:
 
 
 def _inverted(rng: np.random.Generator) -> tuple[Net, str]:
-    c, times = _channels(rng, 8, 192), int(rng.choice([1, 3, 4, 6]))
-    net = Net(rng, (1, c, side := _side(rng, 2 * c), side))
+    c, times = draw_channels(rng, 8, 192), int(rng.choice([1, 3, 4, 6]))
+    net = Net(rng, (1, c, side := draw_side(rng, 2 * c), side))
     x, kind = "x", str(rng.choice(["Relu", "Clip", "HardSwish", "Silu", "Clip"]))
     for stride in (1, int(rng.choice([1, 2]))):
-        out = c if stride == 1 else _channels(rng, 8, 256)
+        out = c if stride == 1 else draw_channels(rng, 8, 256)
         y = net.act(net.conv(x, c * times, 1), kind)
         size = int(rng.choice([3, 3, 5, 7]))
         y = net.act(net.conv(y, c * times, size, stride, c * times), kind)
@@ -213,8 +219,8 @@ def _squeeze(net: Net, x: str, inner: int, rng: np.random.Generator) -> str:
 
 
 def _gated(rng: np.random.Generator) -> tuple[Net, str]:
-    c = _channels(rng, 16, 384)
-    net = Net(rng, (1, c, side := _side(rng, c), side))
+    c = draw_channels(rng, 16, 384)
+    net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x = "x"
     for _ in range(2):
         y = net.act(net.conv(x, c, int(rng.choice([1, 3]))), _act(rng))
@@ -223,8 +229,8 @@ def _gated(rng: np.random.Generator) -> tuple[Net, str]:
 
 
 def _dense(rng: np.random.Generator) -> tuple[Net, str]:
-    c, growth = _channels(rng, 16, 256), _channels(rng, 8, 64)
-    net = Net(rng, (1, c, side := _side(rng, 2 * c), side))
+    c, growth = draw_channels(rng, 16, 256), draw_channels(rng, 8, 64)
+    net = Net(rng, (1, c, side := draw_side(rng, 2 * c), side))
     x = "x"
     for _ in range(3):
         y = net.act(net.conv(net.act(x, "Relu"), 4 * growth, 1), "Relu")
@@ -235,22 +241,22 @@ def _dense(rng: np.random.Generator) -> tuple[Net, str]:
 
 
 def _stem(rng: np.random.Generator) -> tuple[Net, str]:
-    side = _log(rng, 24, 288, 8)
+    side = draw_log(rng, 24, 288, 8)
     net = Net(rng, (1, int(rng.choice([1, 3, 3, 3])), side, side))
-    c = _channels(rng, 8, 64)
+    c = draw_channels(rng, 8, 64)
     size, stride = [(3, 1), (3, 2), (5, 2), (7, 2), (4, 4)][int(rng.integers(5))]
     x = net.act(net.conv("x", c, size, stride), _act(rng))
     if rng.random() < 0.5:
         x = net.pool(x, str(rng.choice(["MaxPool", "MaxPool", "AveragePool"])), 3, 2)
-    x = net.act(net.conv(x, _channels(rng, 8, 96), int(rng.choice([1, 3])), 1), "Relu")
-    return net, net.head(x, _log(rng, 10, 1000))
+    x = net.act(net.conv(x, draw_channels(rng, 8, 96), int(rng.choice([1, 3])), 1), "Relu")
+    return net, net.head(x, draw_log(rng, 10, 1000))
 
 
 def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
     groups = int(rng.choice([2, 4, 8, 16, 32]))
     each = int(rng.choice([4, 8, 8, 16, 32]))
     c = groups * each
-    net = Net(rng, (1, c, side := _side(rng, c), side))
+    net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x = "x"
     for stride in (1, int(rng.choice([1, 2]))):
         x = net.act(net.conv(x, c, 3, stride, groups), "Relu")
@@ -259,8 +265,8 @@ def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
 
 
 def _resized(rng: np.random.Generator) -> tuple[Net, str]:
-    c = _channels(rng, 8, 192)
-    net = Net(rng, (1, c, side := max(4, _side(rng, 4 * c)), side))
+    c = draw_channels(rng, 8, 192)
+    net = Net(rng, (1, c, side := max(4, draw_side(rng, 4 * c)), side))
     x = net.act(net.conv("x", c), "Relu")
     scales = net.weight(np.array([1, 1, 2, 2], np.float32))
     mode = str(rng.choice(["nearest", "linear"]))
@@ -272,16 +278,16 @@ def _resized(rng: np.random.Generator) -> tuple[Net, str]:
 
 def _linears(rng: np.random.Generator) -> tuple[Net, str]:
     rows = int(rng.choice([1, 1, 1, 4, 16]))
-    net = Net(rng, (rows, _log(rng, 16, 2048, 8)))
+    net = Net(rng, (rows, draw_log(rng, 16, 2048, 8)))
     x, kind = "x", _act(rng)
     for _ in range(3):
-        x = net.act(net.linear(x, _log(rng, 16, 2048, 8), gemm=True), kind)
-    return net, net.linear(x, _log(rng, 10, 1000), gemm=True)
+        x = net.act(net.linear(x, draw_log(rng, 16, 2048, 8), gemm=True), kind)
+    return net, net.linear(x, draw_log(rng, 10, 1000), gemm=True)
 
 
 def _transformer(rng: np.random.Generator) -> tuple[Net, str]:
     heads, each = int(rng.choice([2, 3, 4, 6, 8])), int(rng.choice([16, 32, 32, 64]))
-    width, length = heads * each, _log(rng, 16, 260)
+    width, length = heads * each, draw_log(rng, 16, 260)
     net = Net(rng, (1, length, width))
     x = "x"
     for _ in range(2):
@@ -305,7 +311,7 @@ def _transformer(rng: np.random.Generator) -> tuple[Net, str]:
 def _patches(rng: np.random.Generator) -> tuple[Net, str]:
     """Cutting a picture into patches, tokens, and what mixes around them."""
     size = int(rng.choice([4, 8, 16]))
-    side, width = size * int(rng.choice([6, 8, 12, 14])), _channels(rng, 32, 256)
+    side, width = size * int(rng.choice([6, 8, 12, 14])), draw_channels(rng, 32, 256)
     net = Net(rng, (1, 3, side, side))
     grid = side // size
     weight = [net.random(width, 3, size, size), net.random(width)]

@@ -54,6 +54,7 @@ def compile(
     data: str | None = None,
     task: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    max_batch: int = 1,
     plan: Path | Plan | None = None,
     seed: int = 0,
     verify: Depth = "sample",
@@ -65,7 +66,8 @@ def compile(
 
     `model` is a zoo name, `file.py:function`, `.pt2`, `.onnx`, or a Hugging Face folder or id.
     `elastic` makes several sub-networks, for the runtime to choose from; a model that comes with
-    early exits keeps them in any case.
+    early exits keeps them in any case. `max_batch` inputs fit one call of the files, where the
+    target's engine can take several; limits and figures are for one.
 
     Raises:
         UsageError: EB1xx, an argument or the plan is wrong.
@@ -79,8 +81,9 @@ def compile(
     with writing(out, force=force) as folder:
         given = load_plan(plan) if isinstance(plan, Path) else plan
         job = prepare(
-            model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
-        )
+            model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event,
+            max_batch=max_batch,
+        )  # fmt: skip
         with closing(job.setting.cache):
             if elastic is None and len(exit_outputs(job.start.program.outputs)) > 1:
                 elastic = _own_exits()
@@ -110,6 +113,7 @@ def propose(
     data: str | None = None,
     task: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    max_batch: int = 1,
     seed: int = 0,
     on_event: Emit = ignore,
 ) -> Proposal:
@@ -121,8 +125,9 @@ def propose(
         As `compile`, except MissedError.
     """
     job = prepare(
-        model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event
-    )
+        model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event,
+        max_batch=max_batch,
+    )  # fmt: skip
     with closing(job.setting.cache):
         proposal = fitted(job, planner.propose(job.setting, job.start))
     return replace(proposal, plan=planner.with_settings(proposal.plan, **job.settings))

@@ -41,19 +41,19 @@ _ALIKE = frozenset(
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
 
-def import_graph(model: ModelProto, *, signed: bool = True) -> ImportedGraph:
+def import_graph(model: ModelProto, *, signed: bool = True, batches: bool = False) -> ImportedGraph:
     """Rebuild an ONNX graph with static shapes as a torch module.
 
     `signed` writes unsigned activations as signed ones of the same values (uint8 with zero point
     z is int8 with z - 128), which is what XNNPACK and Ethos-U compute with. Inputs and outputs
-    of the graph keep their types.
+    of the graph keep their types. With `batches` the module takes any number of samples at once.
 
     Raises:
         UnsupportedError: EB243, an operator or one of its settings has no counterpart.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(inlined(model))
-    return _Builder(copy, signed).build()
+    return _Builder(copy, signed, batches).build()
 
 
 class ImportedGraph(nn.Module):
@@ -128,8 +128,8 @@ class _Step:
 class _Builder:
     """Walks the graph once; satisfies `import_onnx_call.Scope`."""
 
-    def __init__(self, model: ModelProto, signed: bool) -> None:
-        self._model = model
+    def __init__(self, model: ModelProto, signed: bool, batches: bool) -> None:
+        self._model, self.batches = model, batches
         graphs.name_nodes(model)
         self._opset = graphs.opset(model)
         self.known: dict[str, Tensor] = {

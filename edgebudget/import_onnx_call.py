@@ -67,6 +67,11 @@ class Scope(Protocol):
         """Static shapes by value."""
         ...
 
+    @property
+    def batches(self) -> bool:
+        """Whether the first dimension of what is computed may be larger than its shape says."""
+        ...
+
     def grid(self, name: str) -> Grid | None:
         """The grid of a value that comes from integers; None for others."""
         ...
@@ -159,6 +164,14 @@ class Call:
     def out_shape(self, index: int = 0) -> tuple[int, ...]:
         """The static shape of a result."""
         return self._static(self.node.output[index])
+
+    def sized(self, x: Tensor, shape: Sequence[int]) -> list[int]:
+        """A static shape for a result of `x`; the first dimension is that of `x` where it is free.
+
+        Only what keeps its first dimension can take a batch: the graph's shapes are for one sample.
+        """
+        free = self.scope.batches and shape and self.shape() and shape[0] == self.shape()[0]
+        return [x.shape[0], *shape[1:]] if free else list(shape)
 
     def rank(self, index: int = 0) -> int:
         """Number of dimensions of an operand."""

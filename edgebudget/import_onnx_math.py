@@ -124,7 +124,7 @@ def _softmax(function: Callable[..., Tensor]) -> Rule:
             axis = call.axis("axis", -1)
             return call.op(lambda x: function(x, dim=axis))
         axis, shape = call.axis("axis", 1), call.shape()
-        return call.op(lambda x: function(x.flatten(axis), dim=axis).reshape(shape))
+        return call.op(lambda x: function(x.flatten(axis), dim=axis).reshape(call.sized(x, shape)))
 
     return rule
 
@@ -174,7 +174,11 @@ def _reduce_mean(call: Call) -> Op:
     if keep:  # the form that engines take for global average pooling
         return call.op(lambda x: x.mean([-1, -2], True), 1)
     grid = call.scope.grid_after(call.node.output[0]) if call.grid() else None
-    return call.op(lambda x: on_grid(grid, x.mean([-1, -2], True)).reshape(shape), 1)
+
+    def run(x: Tensor) -> Tensor:
+        return on_grid(grid, x.mean([-1, -2], True)).reshape(call.sized(x, shape))
+
+    return call.op(run, 1)
 
 
 def _prod(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -222,7 +226,11 @@ def _matmul(call: Call) -> Op:
     if len(left) == len(other) == 3 and left[0] == other[0]:  # the form that engines take
         return call.op(torch.bmm)
     if len(left) > 2 and left[:-2] == other[:-2]:
-        return call.op(lambda x, y: torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(wanted))
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            return torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(call.sized(x, wanted))
+
+        return call.op(run)
     return call.op(torch.matmul)
 
 

@@ -16,7 +16,7 @@ def _reshaped(call: Call) -> Op:
     shape = call.out_shape()
     if shape == call.shape():
         return call.op(lambda x: x, 1)
-    return call.op(lambda x: x.reshape(shape), 1)
+    return call.op(lambda x: x.reshape(call.sized(x, shape)), 1)
 
 
 def _transpose(call: Call) -> Op:
@@ -26,7 +26,17 @@ def _transpose(call: Call) -> Op:
 
 def _concat(call: Call) -> Op:
     axis = call.axis("axis", 0)
-    return call.op(lambda *values: torch.cat(values, axis))
+    stored = [name in call.scope.known for name in call.inputs]
+    if not call.scope.batches or axis == 0 or not any(stored):
+        return call.op(lambda *values: torch.cat(values, axis))
+
+    def run(*values: Tensor) -> Tensor:
+        """A stored tensor joins every sample."""
+        count = next(v.shape[0] for v, s in zip(values, stored, strict=True) if not s)
+        each = zip(values, stored, strict=True)
+        return torch.cat([v.expand(count, *v.shape[1:]) if s else v for v, s in each], axis)
+
+    return call.op(run)
 
 
 def _split(call: Call) -> Op:
@@ -86,7 +96,7 @@ def _pad(call: Call) -> Op:
 
 def _expand(call: Call) -> Op:
     shape = call.out_shape()
-    return call.op(lambda x: x.expand(shape), 1)
+    return call.op(lambda x: x.expand(call.sized(x, shape)), 1)
 
 
 def _tile(call: Call) -> Op:
@@ -106,11 +116,14 @@ def _gather(call: Call) -> Op:
     if known is not None:
         flat = known.reshape(-1).to(torch.int64) % size
         name = call.scope.stored(f"{call.node.name}.indices", flat)
-        return Op(lambda x, i: x.index_select(axis, i).reshape(shape), (call.inputs[0], name))
+        return Op(
+            lambda x, i: x.index_select(axis, i).reshape(call.sized(x, shape)),
+            (call.inputs[0], name),
+        )
 
     def run(x: Tensor, i: Tensor) -> Tensor:
         whole = torch.where(i < 0, i + size, i).reshape(-1)
-        return x.index_select(axis, whole).reshape(shape)
+        return x.index_select(axis, whole).reshape(call.sized(x, shape))
 
     return call.op(run)
 
@@ -123,25 +136,25 @@ def _gather_elements(call: Call) -> Op:
 
 def _depth_to_space(call: Call) -> Op:
     block, mode = call.whole("blocksize", 1), call.text("mode", "DCR")
-    n, c, h, w = call.shape()
+    _, c, h, w = call.shape()
     inner = c // block**2
     if mode == "CRD":
         return call.op(lambda x: F.pixel_shuffle(x, block))
 
     def run(x: Tensor) -> Tensor:
-        parts = x.reshape(n, block, block, inner, h, w).permute(0, 3, 4, 1, 5, 2)
-        return parts.reshape(n, inner, h * block, w * block)
+        parts = x.reshape(-1, block, block, inner, h, w).permute(0, 3, 4, 1, 5, 2)
+        return parts.reshape(-1, inner, h * block, w * block)
 
     return call.op(run)
 
 
 def _space_to_depth(call: Call) -> Op:
     block = call.whole("blocksize", 1)
-    n, c, h, w = call.shape()
+    _, c, h, w = call.shape()
 
     def run(x: Tensor) -> Tensor:
-        parts = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
-        return parts.reshape(n, c * block**2, h // block, w // block)
+        parts = x.reshape(-1, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+        return parts.reshape(-1, c * block**2, h // block, w // block)
 
     return call.op(run)
 

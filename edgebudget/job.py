@@ -16,11 +16,15 @@ from edgebudget.facts import FACTS
 from edgebudget.manifest_parts import versions
 from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.static_cost import static_cost
+from edgebudget.target import TakesBatches
 from edgebudget.workload_loading import load_workload
 from edgebudget_runtime.budget import Budget, Limit
-from edgebudget_runtime.errors import InfeasibleError, TargetError
+from edgebudget_runtime.errors import InfeasibleError, TargetError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgebudget.program import TensorSpec
     from edgebudget.target import Target
     from edgebudget.workload import Workload
 
@@ -47,9 +51,11 @@ def prepare(
     input_shape: tuple[int, ...] | None,
     seed: int,
     emit: Emit,
+    *,
+    max_batch: int = 1,
 ) -> Job:
     began = time.monotonic()
-    the_target = target_registry.get(target)
+    the_target = _in_batches(target_registry.get(target), max_batch)
     spec = the_target.spec
     state = the_target.available()
     if not state.ok:
@@ -57,6 +63,8 @@ def prepare(
     workload = load_workload(
         model, weights=weights, data=data, task=task, input_shape=input_shape, seed=seed
     )
+    if max_batch > 1:
+        _check_one_sample(workload.program.inputs)
     if budget.limit("fallback_nodes") is None and spec.max_fallback is not None:
         limit = Limit("fallback_nodes", float(spec.max_fallback))
         budget = replace(budget, limits=(*budget.limits, limit))
@@ -92,10 +100,34 @@ def prepare(
         "data": data,
         "task": task,
         "input_shape": None if input_shape is None else list(input_shape),
+        "max_batch": max_batch,
         "model_sha256": workload.digest,
         "limits": [f"{x.resource} <= {x.bound:.12g} ({x.statistic})" for x in budget.limits],
     }
     return Job(workload, the_target, setting, start, graph, settings)
+
+
+def _in_batches(target: Target, most: int) -> Target:
+    if most == 1:
+        return target
+    if most < 1 or not isinstance(target, TakesBatches):
+        raise UsageError(
+            "EB158",
+            f"--max-batch {most} of target {target.spec.name!r}",
+            hint="1 or more, for cpu:xnnpack; other targets' files take one input at a time, and "
+            "run_batch gives them one after another",
+        )
+    return target.in_batches(most)
+
+
+def _check_one_sample(inputs: Sequence[TensorSpec]) -> None:
+    for spec in inputs:
+        if not spec.shape or spec.shape[0] != 1:
+            raise UsageError(
+                "EB158",
+                f"--max-batch needs inputs of one sample, {spec.name!r} is {list(spec.shape)}",
+                hint="give --input-shape with 1 as the first size",
+            )
 
 
 def reference_of(job: Job) -> Predictions | None:

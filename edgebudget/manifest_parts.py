@@ -71,6 +71,7 @@ def segment(folder: Path, lowered: Lowered, id: str, macs: float) -> m.Segment:
         outputs=tuple(tensor(v) for v in graph.output),
         macs=macs,
         extra=tuple(m.File(relative(x), sha256(x), x.stat().st_size) for x in lowered.extra),
+        max_batch=lowered.max_batch,
     )
 
 

@@ -7,12 +7,13 @@ corrected times. Where an engine tells the time of whole runs alone, `predictor_
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebudget.kernels import FEATURES, Kernel, Observation, matrix
+from edgebudget.kernels import FEATURES, Kernel, Observation, by_kind, matrix
 from edgebudget.predictor import Errors, Predictor, Regressor, Trees
 from edgebudget.predictor_totals import fit_totals
 from edgebudget_runtime.errors import TargetError
@@ -35,24 +36,29 @@ _TREES: Mapping[str, Any] = {
     "subsample": 0.7,
     "random_state": 0,
 }
+_SHARINGS = 3  # turns of sharing runs out to their kernels
+_LEAST_LEFT = 0.1  # of the predicted sum, where a run hardly takes its floor
+_CHAIN = "c"  # what the names of chains begin with
 _USUAL_US = 5.0  # shorter kernels weigh less: their error hardly shows in a network
 
 
 def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
     """A predictor from every network's observation, with its cross-validated error.
 
-    `seen` is by unit name, "12f" and "12q": both forms of a network are left out together.
+    `seen` is by unit name, "12f" and "12q": both forms of a network are left out together. Chains,
+    "c12f", are no networks as people have them: they are always fitted on, never predicted.
 
     Raises:
         TargetError: EB651, there is too little to fit.
     """
-    if len(seen) < 2 * _FOLDS:
+    names = sorted(n for n in seen if not n.startswith(_CHAIN))
+    if len(names) < 2 * _FOLDS:
         raise TargetError(
             "EB651",
-            f"{len(seen)} networks were timed, too few to fit a predictor",
+            f"{len(names)} networks were timed, too few to fit a predictor",
             hint="run `edgebudget calibrate` again",
         )
-    names = sorted(seen)
+    chains = [seen[n] for n in sorted(seen) if n.startswith(_CHAIN)]
     observations = [seen[n] for n in names]
     numbers = np.array([int(n[:-1]) for n in names])
     shuffled = np.random.default_rng(0).permutation(int(numbers.max()) + 1)
@@ -60,14 +66,14 @@ def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
     predicted = np.empty(len(observations))
     for k in range(_FOLDS):
         left_in = [o for o, f in zip(observations, fold, strict=True) if f != k]
-        floor, regressors = _fitted(left_in)
+        floor, regressors = _fitted([*left_in, *chains])
         partial = Predictor(
             device=device, errors=Errors(0, 0.0, 0.0, 0.0), floor_us=floor, regressors=regressors
         )
         for i in np.flatnonzero(fold == k):
             predicted[i] = partial.milliseconds(observations[i].kernels)
     actual = np.array([o.total_ms for o in observations])
-    floor, regressors = _fitted(observations)
+    floor, regressors = _fitted([*observations, *chains])
     return Predictor(
         device=device,
         errors=errors_of(predicted, actual),
@@ -91,14 +97,15 @@ def errors_of(predicted: Array, actual: Array) -> Errors:
 
 def _fitted(observations: Sequence[Observation]) -> tuple[float, dict[str, Regressor]]:
     if not all(o.kernel_us for o in observations):
-        return fit_totals(observations)
+        floor, found = fit_totals(observations)
+        return floor, _refined(observations, floor, found)
     floor, each = _overheads(observations)
     kernels = [k for o in observations for k in o.kernels]
     us = np.array([u for o in observations for u in o.kernel_us])
     us = np.maximum(us - each, _LEAST_US)
     kinds = np.array([k.kind for k in kernels])
     x = matrix(kernels)
-    found = {}
+    found = dict[str, Regressor]()
     for kind in sorted(set(kinds)):
         rows = kinds == kind
         if rows.sum() >= _POWER_LAW:
@@ -159,6 +166,36 @@ def _regressor(x: Array, us: Array) -> Regressor:
         float(y.max()),
         trees,
     )
+
+
+def _refined(
+    observations: Sequence[Observation], floor: float, found: Mapping[str, Regressor]
+) -> dict[str, Regressor]:
+    """Trees on what power laws leave of whole runs, each kernel taking its part of what is left.
+
+    A run tells most about the kind that most of it is: in a chain, the kernel's own time.
+    """
+    runs = [dict.fromkeys(o.kernels) for o in observations]  # equal kernels are one sample
+    kernels = [k for run in runs for k in run]
+    often = np.array([o.kernels.count(k) for o, run in zip(observations, runs, strict=True)
+                      for k in run], float)  # fmt: skip
+    at = np.repeat(np.arange(len(runs)), [len(r) for r in runs])
+    total = np.array([o.total_ms * 1e3 for o in observations])
+    x, kinds, refined = matrix(kernels), by_kind(kernels), dict(found)
+    for _ in range(_SHARINGS):
+        us = np.empty(len(kernels))
+        for kind, rows in kinds.items():
+            us[rows] = refined[kind].microseconds(x[rows])
+        sums = np.bincount(at, us * often)
+        left = np.log(np.maximum((total - floor) / sums, _LEAST_LEFT))[at]
+        for kind, rows in kinds.items():
+            if len(rows) < _BOOSTED:
+                continue
+            law = found[kind].intercept + x[rows] @ np.array(found[kind].weights)
+            own = np.bincount(at[rows], (us * often)[rows], len(runs))[at[rows]] / total[at[rows]]
+            trees = _boosted(x[rows], np.log(us[rows]) + left[rows] - law, np.minimum(own, 1.0))
+            refined[kind] = dataclasses.replace(found[kind], trees=trees)
+    return refined
 
 
 def _boosted(x: Array, left: Array, weight: Array) -> Trees:

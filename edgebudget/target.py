@@ -87,6 +87,7 @@ class Lowered:
     extra: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     memory: Figure | None = None  # bytes, where the engine's compiler says what it needs
+    max_batch: int = 1  # samples that one call may take; costs are those of one
 
 
 class Executor(Protocol):
@@ -148,6 +149,15 @@ class Target(Protocol):
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`, run interleaved; None where not measurable."""
+        ...
+
+
+@runtime_checkable
+class TakesBatches(Protocol):
+    """A target whose files can take several samples in one call."""
+
+    def in_batches(self, most: int) -> Target:
+        """The same target, whose files take 1 to `most` samples at a time."""
         ...
 
 

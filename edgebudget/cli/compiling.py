@@ -51,6 +51,7 @@ def compile_(
     task: o.Task = None,
     weights: o.Weights = None,
     input_shape: o.InputShape = None,
+    max_batch: o.MaxBatch = 1,
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Replay a plan or an artifact's recipe.toml.")
     ] = None,
@@ -90,8 +91,8 @@ def compile_(
 
         result = compiler.compile(
             model, out=out, target=target, budget=budget, weights=weights, data=data, task=task,
-            input_shape=shape, plan=plan, seed=seed, verify=verify.value, force=force,
-            elastic=_elastic(elastic, subnetworks, confidence), on_event=emit,
+            input_shape=shape, max_batch=max_batch, plan=plan, seed=seed, verify=verify.value,
+            force=force, elastic=_elastic(elastic, subnetworks, confidence), on_event=emit,
         )  # fmt: skip
     if as_json:
         write_json(summary(result.out, result.manifest))
@@ -201,6 +202,7 @@ def plan(
     task: o.Task = None,
     weights: o.Weights = None,
     input_shape: o.InputShape = None,
+    max_batch: o.MaxBatch = 1,
     seed: o.Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the plan to edit and replay (TOML).")
@@ -221,7 +223,7 @@ def plan(
 
         proposal = compiler.propose(
             model, target=target, budget=budget, weights=weights, data=data, task=task,
-            input_shape=shape, seed=seed, on_event=emit,
+            input_shape=shape, max_batch=max_batch, seed=seed, on_event=emit,
         )  # fmt: skip
     if out is not None:
         o.write_file(out, proposal.plan.to_toml())

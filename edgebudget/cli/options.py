@@ -64,6 +64,10 @@ MaxFallback = Annotated[
     int | None,
     typer.Option("--max-fallback", help="Nodes outside the target's processor (npu: 0)."),
 ]
+MaxBatch = Annotated[
+    int,
+    typer.Option("--max-batch", min=1, help="Inputs that one call may take (cpu:xnnpack)."),
+]
 TimeLimit = Annotated[
     str | None, typer.Option("--time-limit", help="For the whole compile: 20m. Keeps the best.")
 ]

@@ -68,7 +68,7 @@ class _Engine:
             from edgebudget_targets._xnnpack_lower import lower
 
             graphs = {k: Path(v) for k, v in request["graphs"].items()}
-            return {"left": lower(graphs, Path(request["out"]))}, []
+            return {"left": lower(graphs, Path(request["out"]), request["max_batch"])}, []
         if do == "lower ethos-u":
             from edgebudget_targets import _ethos_lower
 

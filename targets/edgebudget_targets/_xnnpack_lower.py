@@ -19,6 +19,7 @@ from onnx import TensorProto, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget.import_onnx import import_graph
+from edgebudget_runtime.errors import UnsupportedError
 from edgebudget_targets._even_grids import even_grids
 from edgebudget_targets._executorch_origin import left_out, step
 
@@ -26,14 +27,17 @@ _LOGGER = "executorch.backends.xnnpack.partition"
 _ROUNDS = 3  # each makes stored tensors float that the one before left in integers
 
 
-def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
+def lower(sources: Mapping[str, Path], out: Path, max_batch: int = 1) -> dict[str, dict[str, str]]:
     """Lower graphs with static shapes to the methods of one program, which share equal tensors.
+
+    Above 1, `max_batch` samples of the graph's own shapes may be given at a time.
 
     Returns:
         For each method: ONNX node name -> why it is not delegated.
 
     Raises:
-        UnsupportedError: EB243, an operator has no counterpart in torch.
+        UnsupportedError: EB243 an operator has no counterpart in torch, EB244 the graph cannot
+            take several samples at a time.
     """
     models = {k: onnx.load_model(str(v)) for k, v in sources.items()}
     # XNNPACK takes a bias as float and rounds it to the product of the two steps itself, which
@@ -43,11 +47,9 @@ def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
         stored = _stored_integers(model)
         _make_float(model, {n for n, t in stored.items() if t == TensorProto.INT32})
     for _ in range(_ROUNDS):
-        modules = {k: import_graph(model) for k, model in models.items()}
+        modules = {k: import_graph(m, batches=max_batch > 1) for k, m in models.items()}
         with _reasons() as said, torch.no_grad():
-            exported = {
-                k: torch.export.export(modules[k], _example(model)) for k, model in models.items()
-            }
+            exported = {k: _exported(modules[k], model, max_batch) for k, model in models.items()}
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         left = {k: left_out(lowered.exported_program(k), module) for k, module in modules.items()}
         # A layer that has no integer kernel after all multiplies float weights.
@@ -66,8 +68,31 @@ def lower(sources: Mapping[str, Path], out: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _example(model: onnx.ModelProto) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.zeros(s.shape, dtype=getattr(torch, s.dtype)) for s in graphs.specs(model))
+def _exported(
+    module: torch.nn.Module, model: onnx.ModelProto, max_batch: int
+) -> torch.export.ExportedProgram:
+    specs = graphs.specs(model)
+    example = tuple(
+        torch.zeros((max_batch * s.shape[0], *s.shape[1:]), dtype=getattr(torch, s.dtype))
+        for s in specs
+    )
+    if max_batch == 1:
+        return torch.export.export(module, example)
+    free = {0: torch.export.Dim("batch", min=1, max=max_batch)}
+    try:
+        # A tuple in a tuple: the module takes its inputs as *values.
+        return torch.export.export(module, example, dynamic_shapes=(tuple(free for _ in specs),))
+    except Exception as e:  # torch.export raises what the operators of a module raise
+        raise UnsupportedError(
+            "EB244",
+            f"the graph cannot take {max_batch} samples at a time: {_first_line(e)}",
+            hint="compile without --max-batch",
+        ) from e
+
+
+def _first_line(e: Exception) -> str:
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(e).__name__
 
 
 def _stored_integers(model: onnx.ModelProto) -> dict[str, int]:

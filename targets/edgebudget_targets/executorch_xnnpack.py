@@ -24,6 +24,8 @@ from edgebudget_targets._executorch_process import EngineRefused, Worker, opened
 from edgebudget_targets._onnx_file import write_segment
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
@@ -34,6 +36,7 @@ _LOWER_S, _RUN_S = 1800.0, 600.0
 _COMPARED = 50  # runs of each file
 _ONLY = "forward"
 _OWN, _OTHER = "xnnpack", "portable"
+_BATCH_GAP = 1e-4  # of an output's largest magnitude: float kernels add up in another order
 
 
 class XnnpackTarget:
@@ -41,6 +44,7 @@ class XnnpackTarget:
 
     def __init__(self, spec: TargetSpec) -> None:
         self._threads = int(spec.options["threads"])
+        self._max_batch = int(spec.options["max_batch"])
         self.spec = replace(spec, device=cpu_features().model)
         self._compiler: Worker | None = None
         self._loaded: tuple[Path, Worker] | None = None  # by `placement`, for `open`
@@ -59,14 +63,22 @@ class XnnpackTarget:
                 return Availability(ok=False, why=why, install=_INSTALL, version=found)
         return Availability(ok=True, version=version(_NEEDED[0][0]))
 
+    def in_batches(self, most: int) -> XnnpackTarget:
+        """The same target, whose files take 1 to `most` samples at a time."""
+        options = {**self.spec.options, "max_batch": str(most)}
+        return XnnpackTarget(replace(self.spec, options=options))
+
     def lower(self, program: Program, folder: Path, name: str) -> Lowered:
         """Write `<name>.pte` and, beside it, the graph that it was made of.
 
+        A file for several samples at a time is run on noise: as many as it takes, and one by one.
+
         Raises:
             UnsupportedError: EB241 the program is no graph, EB242 it is larger than 2 GiB,
-                EB243 an operator has no counterpart in torch.
+                EB243 an operator has no counterpart in torch, EB244 the graph takes one sample.
             TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long,
-                EB612 its compiler refuses the graph.
+                EB612 its compiler refuses the graph, EB618 several samples at a time get other
+                answers.
         """
         from edgebudget.segment_graph import write_description
         from edgebudget_targets._onnx_file import read_segment
@@ -85,7 +97,13 @@ class XnnpackTarget:
         ]  # fmt: skip
         known = {n.name for n in nodes}
         nodes += [NodePlacement(n, n, _OTHER, why) for n, why in left.items() if n not in known]
-        return Lowered(file, (write_description(model, file, nodes),))
+        extra = (write_description(model, file, nodes),)
+        if self._max_batch == 1:
+            return Lowered(file, extra)
+        self._check_batch(file, program)
+        return Lowered(
+            file, extra, memory=_memory(model, self._max_batch), max_batch=self._max_batch
+        )
 
     def pack(self, programs: Mapping[str, Program], files: Mapping[str, Path], into: Path) -> None:
         """Write programs as the methods of one file, which stores equal tensors once.
@@ -238,7 +256,8 @@ class XnnpackTarget:
         if self._compiler is None or not self._compiler.alive:
             self._compiler = Worker(_LOWER_S)
         paths = {k: str(v) for k, v in sources.items()}
-        request = {"do": "lower", "graphs": paths, "out": str(file.resolve())}
+        request = {"do": "lower", "graphs": paths, "out": str(file.resolve()),
+                   "max_batch": self._max_batch}  # fmt: skip
         try:
             reply, _ = self._compiler.ask(request)
         except EngineRefused as e:
@@ -249,6 +268,34 @@ class XnnpackTarget:
             ) from e
         left: dict[str, dict[str, str]] = reply["left"]
         return left
+
+    def _check_batch(self, file: Path, program: Program) -> None:
+        from edgebudget.graph import probe
+
+        many = self._max_batch
+        wide = [replace(s, shape=(many * s.shape[0], *s.shape[1:])) for s in program.inputs]
+        noise = list(probe(wide).values())
+        worker = opened([file], _all_cores(), _RUN_S)
+        try:
+            # The largest first, as the runtime does: XNNPACK answers wrongly where inputs grow
+            # beyond all that it has seen.
+            together, each = (
+                worker.ask({"do": "run", "index": 0, "pieces": n}, noise)[1] for n in (1, many)
+            )
+        except EngineRefused as e:
+            raise _failed(str(e)) from e
+        finally:
+            worker.close()
+        for a, b in zip(together, each, strict=True):
+            gap = float(np.abs(a.astype(np.float64) - b).max(initial=0.0))
+            if a.shape != b.shape or not gap <= _BATCH_GAP * float(np.abs(b).max(initial=0.0)):
+                file.unlink()
+                raise TargetError(
+                    "EB618",
+                    f"{file.name} answers {many} samples at a time otherwise than one by one, by "
+                    f"{gap:.3g}",
+                    hint="compile without --max-batch",
+                )
 
     def _require(self) -> None:
         state = self.available()
@@ -280,6 +327,19 @@ class PteExecutor:
         except EngineRefused as e:
             raise _failed(str(e)) from e
         return dict(zip(self._outputs, values, strict=True))
+
+
+def _memory(model: onnx.ModelProto, batch: int) -> Figure:
+    """Weights, and the activations of as many samples as may come at a time."""
+    from edgebudget.memory import plan_memory
+
+    plan = plan_memory(model)
+    return Figure(
+        value=float(plan.weight_bytes + batch * plan.peak_activation_bytes),
+        evidence="modelled",
+        how=f"weights {plan.weight_bytes} B + {batch} samples' liveness peak of "
+        f"{plan.peak_activation_bytes} B at {plan.peak_at}; engine scratch not included",
+    )
 
 
 def _all_cores() -> int:

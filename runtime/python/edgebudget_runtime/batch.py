@@ -46,10 +46,17 @@ class Batch:
     """Runs inputs [N, ...] segment by segment, as many at a time as the model takes."""
 
     def __init__(
-        self, segments: Segments, planner: Planner, wish: Wish, size: int, count: int
+        self,
+        segments: Segments,
+        planner: Planner,
+        wish: Wish,
+        size: int,
+        count: int,
+        max_batch: int = 1,
     ) -> None:
+        """`size` is the model's own batch, which chunks are padded to; 1 to `max_batch` such."""
         self._segments, self._planner, self._wish = segments, planner, wish
-        self._size = size
+        self._own, self._size = size, size * max_batch
         self.answers = Answers({n: {} for n in segments.outputs}, [()] * count, [None] * count)
 
     def go(self, given: Mapping[str, Array], view: View) -> Answers:
@@ -111,9 +118,10 @@ class Batch:
         made = [t.name for t in self._segments.by_id[id].outputs]
         parts: list[dict[str, Array]] = []
         for start in range(0, len(group.items), self._size):
-            chunk = chunked({n: group.state[n] for n in names}, start, self._size)
-            self._segments.run(id, chunk)
             keep = min(self._size, len(group.items) - start)
+            whole = -(-keep // self._own) * self._own
+            chunk = chunked({n: group.state[n] for n in names}, start, whole)
+            self._segments.run(id, chunk)
             parts.append({n: chunk[n][:keep] for n in made})
         for name in made:
             group.state[name] = np.concatenate([p[name] for p in parts])

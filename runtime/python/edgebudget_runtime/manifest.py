@@ -87,9 +87,12 @@ class Segment:
     outputs: tuple[Tensor, ...]
     extra: tuple[File, ...] = ()
     macs: float = 0.0  # multiply-accumulates of one run, counted on the file
+    max_batch: int = 1  # inputs of the stated shapes that one run may take, stacked
 
     def __post_init__(self) -> None:
         _check_file(self.file, self.sha256, self.bytes)
+        if self.max_batch < 1:
+            raise ValueError("a max_batch of 1 or more")
 
     def files(self) -> tuple[File, ...]:
         """Every file of this segment, the executable first."""

@@ -97,6 +97,7 @@ class Runner:
             self.folder, self.manifest, device, profile if told else False, self._drifted, power_w
         )
         self._power_w = power_w
+        self._max_batch = min((s.max_batch for s in self.manifest.segments), default=1)
         self._engine_name = self._engine()
         self._named: dict[str, Policy] = {}
         self._policy = self._resolved(policy)
@@ -143,8 +144,8 @@ class Runner:
         """Answer N inputs; outputs are [N, ...], and `spent` is the mean of one.
 
         Takes arrays [N, ...], or a list of what `run` takes. Runs as many at a time as the
-        model's own batch dimension holds; inputs that end at an exit make room for others.
-        Limits are for each input; `items` says where each one ended.
+        model's own batch dimension holds, or as its files were made to take; inputs that end at
+        an exit make room for others. Limits are for each input; `items` says where each ended.
 
         Raises:
             UsageError, ArtifactError: as `run`.
@@ -156,7 +157,8 @@ class Runner:
         size = next((t.shape[0] for t in tensors if t.shape), 1)
         count = check_batch(batch, tensors, size)
         view = self._view(planner, places, macs, energy_mj)
-        answers = Batch(self._segments, planner, wish, size or count, count).go(batch, view)
+        group = Batch(self._segments, planner, wish, size or count, count, self._max_batch)
+        answers = group.go(batch, view)
         self._telemetry.counters.add("batch inputs", count)
         return self._batch_outcome(planner, answers, start, limits(None, energy_mj, macs))
 
