@@ -27,6 +27,11 @@ def _picture(rng: np.random.Generator, low: float, high: float) -> tuple[Net, in
     return Net(rng, (1, c, side := draw_side(rng, c), side)), c
 
 
+def _scaled(net: Net, channels: int) -> str:
+    """The cheapest layer that is quantized, and makes what follows it integer too."""
+    return net.conv("x", channels, 1, 1, channels)
+
+
 def _between(rng: np.random.Generator, high: float, sizes: tuple[int, ...]) -> tuple[Net, str]:
     """Convolutions to and fro between two numbers of channels."""
     net, a = _picture(rng, 8, high)
@@ -132,17 +137,17 @@ def _norms(rng: np.random.Generator) -> tuple[Net, str]:
 
 
 def _sums(rng: np.random.Generator) -> tuple[Net, str]:
-    net, _ = _picture(rng, 8, 768)
-    x, kind = "x", str(rng.choice(["Add", "Add", "Mul"]))
+    net, c = _picture(rng, 8, 768)
+    x, kind = (first := _scaled(net, c)), str(rng.choice(["Add", "Add", "Mul"]))
     for _ in range(6):
-        x = net.add(x, "x", kind)
+        x = net.add(x, first, kind)
     return net, x
 
 
 def _gates(rng: np.random.Generator) -> tuple[Net, str]:
     """Means over pictures, and what multiplies by them."""
     net, c = _picture(rng, 8, 768)
-    x = "x"
+    x = _scaled(net, c)
     for _ in range(4):
         x = net.add(x, net.op("GlobalAveragePool", [x], (1, c, 1, 1)), "Mul")
     return net, x
@@ -166,9 +171,9 @@ def _pools(rng: np.random.Generator) -> tuple[Net, str]:
 
 def _joins(rng: np.random.Generator) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 192)
-    x, (n, _, *rest) = "x", net.shapes["x"]
+    x, (n, _, *rest) = (first := _scaled(net, c)), net.shapes["x"]
     for k in range(4):
-        x = net.op("Concat", [x, "x"], (n, (k + 2) * c, *rest), axis=1)
+        x = net.op("Concat", [x, first], (n, (k + 2) * c, *rest), axis=1)
     return net, x
 
 
