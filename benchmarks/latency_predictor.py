@@ -6,6 +6,9 @@ ONNX Runtime and for ExecuTorch's XNNPACK. Asked: a median error of 10 % at most
 and a rank correlation of 0.95. What is predicted is an undisturbed run, so the quietest round's
 median counts; the median of all is beside it.
 
+Which kernels XNNPACK runs around pads, pools and the ends of a graph was corrected after these
+networks had shown that something was missing; no fitted number has seen them.
+
     edgebudget calibrate; python -m benchmarks.latency_predictor
     edgebudget calibrate --target cpu:xnnpack; python -m benchmarks.latency_predictor
 """

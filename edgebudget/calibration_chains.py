@@ -7,6 +7,7 @@ of many kinds is told here, one kind or two at a time. Imports onnx: reach it in
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import numpy as np
 import onnx
@@ -27,6 +28,11 @@ def _picture(rng: np.random.Generator, low: float, high: float) -> tuple[Net, in
     return Net(rng, (1, c, side := draw_side(rng, c), side)), c
 
 
+def _length(rng: np.random.Generator) -> int:
+    """Short and long ones, so that what a run's ends take can be told from its kernels."""
+    return int(rng.choice([2, 3, 5, 8]))
+
+
 def _scaled(net: Net, channels: int) -> str:
     """The cheapest layer that is quantized, and makes what follows it integer too."""
     return net.conv("x", channels, 1, 1, channels)
@@ -36,8 +42,8 @@ def _between(rng: np.random.Generator, high: float, sizes: tuple[int, ...]) -> t
     """Convolutions to and fro between two numbers of channels."""
     net, a = _picture(rng, 8, high)
     b, size, x = draw_channels(rng, 8, high), int(rng.choice(sizes)), "x"
-    for c in (b, a, b, a):
-        x = net.act(net.conv(x, c, size), "Relu")
+    for i in range(_length(rng)):
+        x = net.act(net.conv(x, a if i % 2 else b, size), "Relu")
     return net, x
 
 
@@ -53,7 +59,7 @@ def _deep(rng: np.random.Generator) -> tuple[Net, str]:
     c = draw_channels(rng, 8, 1024)
     net = Net(rng, (1, c, side := draw_side(rng, max(1, c // 3)), side))
     size, x = int(rng.choice([3, 3, 5, 7])), "x"
-    for _ in range(5):
+    for _ in range(_length(rng)):
         x = net.act(net.conv(x, c, size, 1, c), "Clip")
     return net, x
 
@@ -62,7 +68,7 @@ def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
     groups, each = int(rng.choice([2, 4, 8, 16, 32])), int(rng.choice([4, 8, 16, 32]))
     c = groups * each
     net, x = Net(rng, (1, c, side := draw_side(rng, c), side)), "x"
-    for _ in range(4):
+    for _ in range(_length(rng)):
         x = net.act(net.conv(x, c, 3, 1, groups), "Relu")
     return net, x
 
@@ -75,23 +81,25 @@ def _strided(rng: np.random.Generator) -> tuple[Net, str]:
     deep = c > 3 and rng.random() < 0.4
     out = c if deep else draw_channels(rng, 8, 64 if c <= 3 else 384)
     size, stride = int(rng.choice([3, 3, 5, 7])), int(rng.choice([1, 2, 2]) if c <= 3 else 2)
-    ends = [net.conv("x", out, size, stride, c if deep else 1) for _ in range(4)]
-    return net, net.add(net.add(ends[0], ends[1]), net.add(ends[2], ends[3]))
+    uneven = int(rng.choice([0, 0, 1]))
+    groups = c if deep else 1
+    ends = [net.conv("x", out, size, stride, groups, uneven) for _ in range(_length(rng))]
+    return net, reduce(net.add, ends)
 
 
 def _gemm(rng: np.random.Generator) -> tuple[Net, str]:
     a, b = (draw_log(rng, 16, 2048, 8) for _ in range(2))
     net, x = Net(rng, (int(rng.choice([1, 1, 1, 4, 16])), a)), "x"
-    for columns in (b, a, b, a):
-        x = net.act(net.linear(x, columns, gemm=True), "Relu")
+    for i in range(_length(rng)):
+        x = net.act(net.linear(x, a if i % 2 else b, gemm=True), "Relu")
     return net, x
 
 
 def _tokens(rng: np.random.Generator) -> tuple[Net, str]:
     a, b = (draw_log(rng, 32, 1024, 16) for _ in range(2))
     net, x = Net(rng, (1, draw_log(rng, 16, 260), a)), "x"
-    for columns in (b, a, b, a):
-        x = net.linear(x, columns)
+    for i in range(_length(rng)):
+        x = net.linear(x, a if i % 2 else b)
     return net, x
 
 
@@ -106,17 +114,18 @@ def _products(rng: np.random.Generator) -> tuple[Net, str]:
     """Products of computed values, as attention has them."""
     net, heads, length = _heads(rng)
     x, square = "x", (1, heads, length, length)
-    for _ in range(2):
+    for _ in range(_length(rng)):
         net.macs += 2 * length * math.prod(net.shapes[x])
         scores = net.op("MatMul", [x, net.turn(x, 0, 1, 3, 2)], square)
-        x = net.op("MatMul", [scores, x], net.shapes[x])
+        shares = net.op("Softmax", [scores], square, axis=-1)  # without it values would explode
+        x = net.op("MatMul", [shares, x], net.shapes[x])
     return net, x
 
 
 def _shares(rng: np.random.Generator) -> tuple[Net, str]:
     _, heads, length = _heads(rng)
     net, x = Net(rng, (1, heads, length, length)), "x"
-    for _ in range(4):
+    for _ in range(_length(rng)):
         x = net.op("Softmax", [x], net.shapes[x], axis=-1)
     return net, x
 
@@ -124,14 +133,14 @@ def _shares(rng: np.random.Generator) -> tuple[Net, str]:
 def _turns(rng: np.random.Generator) -> tuple[Net, str]:
     net, *_ = _heads(rng)
     x = "x"
-    for _ in range(4):
+    for _ in range(_length(rng)):
         x = net.turn(net.add(x, x), 0, 2, 1, 3)  # two turns in a row would be none
     return net, x
 
 
 def _norms(rng: np.random.Generator) -> tuple[Net, str]:
     net, x = Net(rng, (1, draw_log(rng, 16, 260), draw_log(rng, 32, 768, 16))), "x"
-    for _ in range(4):
+    for _ in range(_length(rng)):
         x = net.norm(x)
     return net, x
 
@@ -139,7 +148,7 @@ def _norms(rng: np.random.Generator) -> tuple[Net, str]:
 def _sums(rng: np.random.Generator) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 768)
     x, kind = (first := _scaled(net, c)), str(rng.choice(["Add", "Add", "Mul"]))
-    for _ in range(6):
+    for _ in range(_length(rng)):
         x = net.add(x, first, kind)
     return net, x
 
@@ -148,7 +157,7 @@ def _gates(rng: np.random.Generator) -> tuple[Net, str]:
     """Means over pictures, and what multiplies by them."""
     net, c = _picture(rng, 8, 768)
     x = _scaled(net, c)
-    for _ in range(4):
+    for _ in range(_length(rng)):
         x = net.add(x, net.op("GlobalAveragePool", [x], (1, c, 1, 1)), "Mul")
     return net, x
 
@@ -156,7 +165,7 @@ def _gates(rng: np.random.Generator) -> tuple[Net, str]:
 def _curves(rng: np.random.Generator) -> tuple[Net, str]:
     net, _ = _picture(rng, 8, 512)
     x, kind = "x", str(rng.choice(_ACTIVATIONS))
-    for _ in range(5):
+    for _ in range(_length(rng)):
         x = net.act(x, kind)
     return net, x
 
@@ -164,7 +173,7 @@ def _curves(rng: np.random.Generator) -> tuple[Net, str]:
 def _pools(rng: np.random.Generator) -> tuple[Net, str]:
     net, _ = _picture(rng, 8, 512)
     x, kind = "x", str(rng.choice(["MaxPool", "MaxPool", "AveragePool"]))
-    for _ in range(4):
+    for _ in range(_length(rng)):
         x = net.pool(x, kind, 3, 1)
     return net, x
 
@@ -172,7 +181,7 @@ def _pools(rng: np.random.Generator) -> tuple[Net, str]:
 def _joins(rng: np.random.Generator) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 192)
     x, (n, _, *rest) = (first := _scaled(net, c)), net.shapes["x"]
-    for k in range(4):
+    for k in range(_length(rng)):
         x = net.op("Concat", [x, first], (n, (k + 2) * c, *rest), axis=1)
     return net, x
 
@@ -181,7 +190,7 @@ def _enlarged(rng: np.random.Generator) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 192)
     side, mode = net.shapes["x"][-1], str(rng.choice(["nearest", "linear"]))
     scales, large = net.weight(np.array([1, 1, 2, 2], np.float32)), (1, c, 2 * side, 2 * side)
-    starts = "x", net.act("x", "Relu")  # two of one input would be made one
+    starts = _scaled(net, c), _scaled(net, c)  # two of one input would be made one
     ends = [net.op("Resize", [x, "", scales], large, mode=mode) for x in starts]
     return net, net.add(*ends)
 

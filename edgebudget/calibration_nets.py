@@ -48,7 +48,10 @@ class Net:
         scale = 1.0 / math.sqrt(max(1, math.prod(shape[1:])))
         return self.weight((self.rng.standard_normal(shape) * scale).astype(np.float32))
 
-    def conv(self, x: str, cout: int, size: int = 3, stride: int = 1, groups: int = 1) -> str:
+    def conv(
+        self, x: str, cout: int, size: int = 3, stride: int = 1, groups: int = 1, uneven: int = 0
+    ) -> str:
+        """A convolution; `uneven` pads go from the near edges to the far ones, as TensorFlow's."""
         _, cin, high, wide = self.shapes[x]
         pad = (size - 1) // 2
         out = [(n + 2 * pad - size) // stride + 1 for n in (high, wide)]
@@ -56,7 +59,8 @@ class Net:
         inputs = [x, self.random(cout, cin // groups, size, size), self.random(cout)]
         return self.op(
             "Conv", inputs, (1, cout, *out),
-            pads=[pad] * 4, strides=[stride] * 2, group=groups, kernel_shape=[size] * 2,
+            pads=[pad - uneven] * 2 + [pad + uneven] * 2, strides=[stride] * 2, group=groups,
+            kernel_shape=[size] * 2,
         )  # fmt: skip
 
     def act(self, x: str, kind: str) -> str:

@@ -153,7 +153,9 @@ def _avg_pool(call: Call) -> Op:
         raise call.refuse("averages over a window with gaps")
     before, after = _pads(call, kernel, strides, dilations)
     up, wanted = bool(call.whole("ceil_mode", 0)), call.out_shape()
-    all_count, function = bool(call.whole("count_include_pad", 0)), _AVG_POOL[len(kernel)]
+    # Without pads it counts the same either way, and engines only take the plain form.
+    all_count = bool(call.whole("count_include_pad", 0)) and any([*before, *after])
+    function = _AVG_POOL[len(kernel)]
     if before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True)):
         return call.op(
             lambda x: _checked(call, function(x, kernel, strides, before, up, all_count), wanted)

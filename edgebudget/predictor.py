@@ -3,7 +3,7 @@
 Each kind of kernel has a regressor on the logarithm of its time: a power law of the kernel's sizes,
 and boosted trees on what the power law leaves. A network's time is the sum over its kernels and a
 floor for each run ("nn-Meter: Towards Accurate Latency Prediction of Deep-Learning Model Inference
-on Diverse Edge Devices", 2021).
+on Diverse Edge Devices", 2021), and what starting each kernel takes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgebudget_runtime.errors import ArtifactError, TargetError
 if TYPE_CHECKING:
     from edgebudget.workload import Array
 
-SCHEMA = 1
+SCHEMA = 2
 _MOST_BYTES = 8_000_000
 _MOST_NODES = 100_000  # of the trees of one regressor
 
@@ -123,12 +123,15 @@ class Predictor:
     device: Device
     errors: Errors
     floor_us: float  # of one run, whatever it runs
+    each_us: float  # of starting a kernel, where the regressors' times are without
     regressors: Mapping[str, Regressor]
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if "*" not in self.regressors or not 0 <= self.floor_us < math.inf:
-            raise ValueError("a regressor for other kinds, and a floor")
+        if "*" not in self.regressors or not all(
+            0 <= us < math.inf for us in (self.floor_us, self.each_us)
+        ):
+            raise ValueError("a regressor for other kinds, and times that make sense")
 
     def milliseconds(self, kernels: Sequence[Kernel]) -> float:
         """The predicted time of one run."""
@@ -138,7 +141,7 @@ class Predictor:
         """The predicted time of each kernel, [kernels]."""
         x, times = matrix(kernels), np.zeros(len(kernels))
         for kind, rows in by_kind(kernels).items():
-            times[rows] = self._regressor(kind).microseconds(x[rows])
+            times[rows] = self.each_us + self._regressor(kind).microseconds(x[rows])
         return times
 
     def figure(self, kernels: Sequence[Kernel]) -> Figure:

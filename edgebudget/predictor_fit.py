@@ -37,7 +37,7 @@ _TREES: Mapping[str, Any] = {
     "random_state": 0,
 }
 _SHARINGS = 3  # turns of sharing runs out to their kernels
-_LEAST_LEFT = 0.1  # of the predicted sum, where a run hardly takes its floor
+_MOST_LEFT = 10.0  # times what laws say, or a tenth: beyond it, a run tells nothing of kernels
 _CHAIN = "c"  # what the names of chains begin with
 _USUAL_US = 5.0  # shorter kernels weigh less: their error hardly shows in a network
 
@@ -66,20 +66,12 @@ def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
     predicted = np.empty(len(observations))
     for k in range(_FOLDS):
         left_in = [o for o, f in zip(observations, fold, strict=True) if f != k]
-        floor, regressors = _fitted([*left_in, *chains])
-        partial = Predictor(
-            device=device, errors=Errors(0, 0.0, 0.0, 0.0), floor_us=floor, regressors=regressors
-        )
+        partial = _fitted(device, [*left_in, *chains])
         for i in np.flatnonzero(fold == k):
             predicted[i] = partial.milliseconds(observations[i].kernels)
     actual = np.array([o.total_ms for o in observations])
-    floor, regressors = _fitted([*observations, *chains])
-    return Predictor(
-        device=device,
-        errors=errors_of(predicted, actual),
-        floor_us=floor,
-        regressors=regressors,
-    )
+    whole = _fitted(device, [*observations, *chains])
+    return dataclasses.replace(whole, errors=errors_of(predicted, actual))
 
 
 def errors_of(predicted: Array, actual: Array) -> Errors:
@@ -95,10 +87,14 @@ def errors_of(predicted: Array, actual: Array) -> Errors:
     )
 
 
-def _fitted(observations: Sequence[Observation]) -> tuple[float, dict[str, Regressor]]:
+def _fitted(device: Device, observations: Sequence[Observation]) -> Predictor:
+    unknown = Errors(0, 0.0, 0.0, 0.0)
     if not all(o.kernel_us for o in observations):
-        floor, found = fit_totals(observations)
-        return floor, _refined(observations, floor, found)
+        floor, each_us, laws = fit_totals(observations)
+        first = Predictor(
+            device=device, errors=unknown, floor_us=floor, each_us=each_us, regressors=laws
+        )
+        return dataclasses.replace(first, regressors=_refined(observations, first))
     floor, each = _overheads(observations)
     kernels = [k for o in observations for k in o.kernels]
     us = np.array([u for o in observations for u in o.kernel_us])
@@ -113,7 +109,7 @@ def _fitted(observations: Sequence[Observation]) -> tuple[float, dict[str, Regre
     for name, rows in _groups(kernels).items():
         if name not in found and rows.any():
             found[name] = _regressor(x[rows], us[rows])
-    return floor, found
+    return Predictor(device=device, errors=unknown, floor_us=floor, each_us=0.0, regressors=found)
 
 
 def _groups(kernels: Sequence[Kernel]) -> dict[str, Array]:
@@ -168,9 +164,7 @@ def _regressor(x: Array, us: Array) -> Regressor:
     )
 
 
-def _refined(
-    observations: Sequence[Observation], floor: float, found: Mapping[str, Regressor]
-) -> dict[str, Regressor]:
+def _refined(observations: Sequence[Observation], first: Predictor) -> dict[str, Regressor]:
     """Trees on what power laws leave of whole runs, each kernel taking its part of what is left.
 
     A run tells most about the kind that most of it is: in a chain, the kernel's own time.
@@ -180,20 +174,22 @@ def _refined(
     often = np.array([o.kernels.count(k) for o, run in zip(observations, runs, strict=True)
                       for k in run], float)  # fmt: skip
     at = np.repeat(np.arange(len(runs)), [len(r) for r in runs])
+    start = np.array([first.floor_us + first.each_us * len(o.kernels) for o in observations])
     total = np.array([o.total_ms * 1e3 for o in observations])
-    x, kinds, refined = matrix(kernels), by_kind(kernels), dict(found)
+    found, x, kinds = first.regressors, matrix(kernels), by_kind(kernels)
+    refined = dict(found)
     for _ in range(_SHARINGS):
         us = np.empty(len(kernels))
         for kind, rows in kinds.items():
             us[rows] = refined[kind].microseconds(x[rows])
         sums = np.bincount(at, us * often)
-        left = np.log(np.maximum((total - floor) / sums, _LEAST_LEFT))[at]
+        left = np.log(np.clip((total - start) / sums, 1 / _MOST_LEFT, _MOST_LEFT))[at]
         for kind, rows in kinds.items():
             if len(rows) < _BOOSTED:
                 continue
             law = found[kind].intercept + x[rows] @ np.array(found[kind].weights)
-            own = np.bincount(at[rows], (us * often)[rows], len(runs))[at[rows]] / total[at[rows]]
-            trees = _boosted(x[rows], np.log(us[rows]) + left[rows] - law, np.minimum(own, 1.0))
+            own = np.bincount(at[rows], (us * often)[rows], len(runs)) / (sums + start)
+            trees = _boosted(x[rows], np.log(us[rows]) + left[rows] - law, own[at[rows]])
             refined[kind] = dataclasses.replace(found[kind], trees=trees)
     return refined
 

@@ -2,8 +2,9 @@
 
 Each kernel's time is a power law of its sizes, whose exponents are those of all kernels, plus what
 its family (convolutions in float and in integers) and its kind (depthwise ones) add; these are held
-small, so that a kind seen a few times borrows from the others. All are fitted at once to the
-logarithms of the runs' times, with Huber's loss: "Robust Estimation of a Location Parameter", 1964.
+small, so that a kind seen a few times borrows from the others. To that comes what starting any
+kernel takes. All are fitted at once to the logarithms of the runs' times, with Huber's loss:
+"Robust Estimation of a Location Parameter", 1964.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 _RIDGE, _FAMILY_RIDGE, _KIND_RIDGE = 1e-3, 0.03, 0.3  # of slopes that all, families, kinds have
 _HUBER = 0.3  # of a logarithm, beyond which a run counts as disturbed
 _LOWEST, _HIGHEST = -12.0, 16.0  # logarithms of a kernel's microseconds
+_FIRST_EACH = -2.0  # logarithm of the microseconds that starting a kernel takes, to begin with
 _TURNS = 500
 
 
-def fit_totals(observations: Sequence[Observation]) -> tuple[float, dict[str, Regressor]]:
-    """Microseconds of a run's floor, and a regressor for every kind of kernel and "*" for others.
+def fit_totals(observations: Sequence[Observation]) -> tuple[float, float, dict[str, Regressor]]:
+    """Microseconds of a run's floor and of starting a kernel; a regressor for every kind, and "*".
 
     `observations` hold each run's time in ms and its kernels; their `kernel_us` are not looked at.
     """
@@ -42,19 +44,21 @@ def fit_totals(observations: Sequence[Observation]) -> tuple[float, dict[str, Re
 
 @dataclass(frozen=True, slots=True)
 class _Slopes:
-    """Parts of one vector: slopes of all kernels, added by family, added by kind, log of floor."""
+    """Parts of one vector: slopes of all kernels, added by family and by kind; two logarithms."""
 
     base: Array  # [columns]
     family: Array  # [families, columns]
     kind: Array  # [kinds, columns]
     floor: float
+    each: float
 
 
 class _Problem:
     def __init__(self, observations: Sequence[Observation]) -> None:
         kernels = [k for o in observations for k in o.kernels]
         self._runs = len(observations)
-        self._run = np.repeat(np.arange(self._runs), [len(o.kernels) for o in observations])
+        self._count = np.array([len(o.kernels) for o in observations])
+        self._run = np.repeat(np.arange(self._runs), self._count)
         features = matrix(kernels)
         self._mean, self._spread = features.mean(axis=0), features.std(axis=0)
         self._spread[self._spread < 1e-9] = np.inf  # a feature that does not vary says nothing
@@ -69,8 +73,8 @@ class _Problem:
     def start(self) -> Array:
         """Every kernel takes some microseconds, whatever it is."""
         columns = self._x.shape[1]
-        first = np.zeros(columns * (1 + len(self._families) + len(self._kinds)) + 1)
-        first[0] = 2.0
+        first = np.zeros(columns * (1 + len(self._families) + len(self._kinds)) + 2)
+        first[0], first[-1] = 2.0, _FIRST_EACH
         return first
 
     def loss(self, vector: Array) -> tuple[float, Array]:
@@ -78,8 +82,8 @@ class _Problem:
         at = self._parts(vector)
         slopes = at.base + at.family[self._family] + at.kind[self._kind]
         times = np.exp(np.clip((self._x * slopes).sum(axis=1), _LOWEST, _HIGHEST))
-        floor = np.exp(at.floor)
-        sums = np.bincount(self._run, times, self._runs) + floor
+        floor, each_us = np.exp(at.floor), np.exp(at.each)
+        sums = np.bincount(self._run, times, self._runs) + floor + each_us * self._count
         off = np.log(sums) - self._total
         far = np.abs(off) > _HUBER
         loss = np.where(far, _HUBER * (np.abs(off) - _HUBER / 2), off * off / 2).sum()
@@ -93,18 +97,19 @@ class _Problem:
         loss += _FAMILY_RIDGE * (at.family**2).sum() + _KIND_RIDGE * (at.kind**2).sum()
         family += 2 * _FAMILY_RIDGE * at.family
         kind += 2 * _KIND_RIDGE * at.kind
-        parts = [base, family.ravel(), kind.ravel(), [(pull * floor).sum()]]
+        ends = [(pull * floor).sum(), (pull * each_us * self._count).sum()]
+        parts = [base, family.ravel(), kind.ravel(), ends]
         return float(loss), np.concatenate(parts)
 
-    def read(self, vector: Array) -> tuple[float, dict[str, Regressor]]:
-        """The floor in microseconds and the regressors that a vector stands for."""
+    def read(self, vector: Array) -> tuple[float, float, dict[str, Regressor]]:
+        """What a vector stands for, as `fit_totals` gives it."""
         at = self._parts(vector)
         found = {"*": self._regressor(at.base, np.ones(len(self._x), bool))}
         for i, kind in enumerate(self._kinds):
             family = self._families.index(_family(kind))
             slopes = at.base + at.family[family] + at.kind[i]
             found[kind] = self._regressor(slopes, self._kind == i)
-        return float(np.exp(at.floor)), found
+        return float(np.exp(at.floor)), float(np.exp(at.each)), found
 
     def _regressor(self, slopes: Array, rows: Array) -> Regressor:
         logs = self._x[rows] @ slopes
@@ -119,9 +124,9 @@ class _Problem:
 
     def _parts(self, vector: Array) -> _Slopes:
         columns = self._x.shape[1]
-        rows = vector[:-1].reshape(-1, columns)
+        rows = vector[:-2].reshape(-1, columns)
         many = len(self._families)
-        return _Slopes(rows[0], rows[1 : 1 + many], rows[1 + many :], float(vector[-1]))
+        return _Slopes(rows[0], rows[1 : 1 + many], rows[1 + many :], *vector[-2:].tolist())
 
 
 def _family(kind: str) -> str:

@@ -95,6 +95,20 @@ def test_kernels_are_fitted_to_whole_runs() -> None:
     assert found.rank_correlation > 0.9
 
 
+def test_chains_tell_kernels_apart() -> None:
+    """What whole runs of mixed networks leave open, runs of one kernel again and again decide."""
+    machine = Machine()
+    machine.spec = dataclasses.replace(machine.spec, options={"calibration_chains": "5"})
+    log, _ = calibrated(machine, networks=12)
+    assert sum(n.startswith("c") for n in log.best) == 2 * 5 * 12
+    whole = {k: dataclasses.replace(o, kernel_us=()) for k, o in log.best.items()}
+    mixed = {k: o for k, o in whole.items() if not k.startswith("c")}
+    errors = [predictor_fit.fit(machine.device(), seen).errors for seen in (whole, mixed)]
+    assert [e.networks for e in errors] == [24, 24]
+    assert errors[0].median < errors[1].median
+    assert errors[0].median < 0.2
+
+
 def test_an_interrupted_calibration_goes_on(cache: Path) -> None:
     machine = Machine()
 
@@ -170,7 +184,7 @@ def regressor(us: float = 2.0, trees: Trees | None = None) -> Regressor:
 
 def predictor(device: Device, **changes: Any) -> Predictor:
     found = Predictor(
-        device=device, errors=Errors(9, 0.05, 0.12, 0.99), floor_us=10.0,
+        device=device, errors=Errors(9, 0.05, 0.12, 0.99), floor_us=10.0, each_us=0.0,
         regressors={"*": regressor(), "Conv": regressor(100.0)},
     )  # fmt: skip
     return dataclasses.replace(found, **changes)
@@ -214,7 +228,7 @@ def test_a_third_partys_predictor_is_data(tmp_path: Path) -> None:
     [
         lambda raw: raw[: len(raw) // 2],
         lambda raw: b"\x80\x04pickle",
-        lambda raw: raw.replace(b'"schema":1', b'"schema":2'),
+        lambda raw: raw.replace(b'"schema":2', b'"schema":1'),
         lambda raw: raw.replace(b'"floor_us":10.0', b'"floor_us":-1.0'),
         lambda raw: raw.replace(b'"*"', b'"?"'),
         lambda raw: raw.replace(b'"roots":[]', b'"roots":[5]'),

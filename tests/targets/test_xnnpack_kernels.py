@@ -48,9 +48,39 @@ def test_what_clips_is_part_of_what_feeds_it(target: CalibratedTarget, tmp_path:
     b = net.add("Relu", net.add("Add", net.conv(a, 8, 8, group=8), a))
     model = net.model(net.add("Sigmoid", net.conv(b, 8, 4, k=1), out="y"))
     kernels = target.kernels(target.lower(graphs.program(model), tmp_path, "main").file)
-    assert [k.kind for k in kernels] == ["Conv", "Conv.dw", "Add", "Conv.1x1", "Sigmoid"]
-    assert (kernels[0].cin, kernels[0].cout, kernels[0].size, kernels[0].rows) == (3, 8, 3, 256)
-    assert kernels[1].parts == 8
+    ends, inner = kernels[:2], kernels[2:]
+    assert [(k.kind, k.in_bytes) for k in ends] == [("Input", 3072), ("Output", 4096)]
+    assert [k.kind for k in inner] == ["Conv", "Conv.dw", "Add", "Conv.1x1", "Sigmoid"]
+    assert (inner[0].cin, inner[0].cout, inner[0].size, inner[0].rows) == (3, 8, 3, 256)
+    assert inner[1].parts == 8
+
+
+def test_pads_that_differ_are_written_out_for_integers(
+    target: CalibratedTarget, tmp_path: Path
+) -> None:
+    """A float convolution does them itself; what XNNPACK does not take computes in float."""
+    net = Net()
+    a = net.add("Conv", "x", net.weight(8, 3, 3, 3), pads=[0, 0, 1, 1], strides=[2, 2])
+    model = net.model(net.add("Elu", net.conv(a, 8, 8), out="y"))
+    program = graphs.program(model)
+    for integer in (False, True):
+        body = as_exported(program, target, integer)
+        lowered = target.lower(body, tmp_path, f"{integer}")
+        kernels = {k.kind: k for k in target.kernels(lowered.file)}
+        assert kernels["portable.Elu"].in_bytes == 4 * 8 * 64
+        assert ("QPad" in kernels) == integer
+    assert (kernels["QPad"].in_bytes, kernels["QPad"].out_bytes) == (3 * 256, 3 * 289)
+
+
+def test_average_pools_run_in_xnnpack_as_torch_exports_them(
+    target: CalibratedTarget, tmp_path: Path
+) -> None:
+    """Torch counts pads in the mean, also where there are none, which XNNPACK refuses to do."""
+    net = Net()
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2], "count_include_pad": 1}
+    model = net.model(net.add("AveragePool", net.conv("x", 3, 8), out="y", **pool))
+    lowered = target.lower(graphs.program(model), tmp_path, "main")
+    assert target.placement(lowered.file).fallback == ()
 
 
 def test_a_run_is_timed_and_its_kernels_are_not(target: CalibratedTarget, tmp_path: Path) -> None:
