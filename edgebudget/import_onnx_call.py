@@ -165,13 +165,13 @@ class Call:
         """The static shape of a result."""
         return self._static(self.node.output[index])
 
-    def sized(self, x: Tensor, shape: Sequence[int]) -> list[int]:
-        """A static shape for a result of `x`; the first dimension is that of `x` where it is free.
+    def sized(self, shape: Sequence[int]) -> list[int]:
+        """A static shape to give the first operand; -1 for a first dimension that is free.
 
         Only what keeps its first dimension can take a batch: the graph's shapes are for one sample.
         """
         free = self.scope.batches and shape and self.shape() and shape[0] == self.shape()[0]
-        return [x.shape[0], *shape[1:]] if free else list(shape)
+        return [-1, *shape[1:]] if free else list(shape)
 
     def rank(self, index: int = 0) -> int:
         """Number of dimensions of an operand."""

@@ -124,7 +124,7 @@ def _softmax(function: Callable[..., Tensor]) -> Rule:
             axis = call.axis("axis", -1)
             return call.op(lambda x: function(x, dim=axis))
         axis, shape = call.axis("axis", 1), call.shape()
-        return call.op(lambda x: function(x.flatten(axis), dim=axis).reshape(call.sized(x, shape)))
+        return call.op(lambda x: function(x.flatten(axis), dim=axis).reshape(call.sized(shape)))
 
     return rule
 
@@ -176,7 +176,7 @@ def _reduce_mean(call: Call) -> Op:
     grid = call.scope.grid_after(call.node.output[0]) if call.grid() else None
 
     def run(x: Tensor) -> Tensor:
-        return on_grid(grid, x.mean([-1, -2], True)).reshape(call.sized(x, shape))
+        return on_grid(grid, x.mean([-1, -2], True)).reshape(call.sized(shape))
 
     return call.op(run, 1)
 
@@ -228,7 +228,7 @@ def _matmul(call: Call) -> Op:
     if len(left) > 2 and left[:-2] == other[:-2]:
 
         def run(x: Tensor, y: Tensor) -> Tensor:
-            return torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(call.sized(x, wanted))
+            return torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(call.sized(wanted))
 
         return call.op(run)
     return call.op(torch.matmul)

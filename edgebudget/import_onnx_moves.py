@@ -16,7 +16,7 @@ def _reshaped(call: Call) -> Op:
     shape = call.out_shape()
     if shape == call.shape():
         return call.op(lambda x: x, 1)
-    return call.op(lambda x: x.reshape(call.sized(x, shape)), 1)
+    return call.op(lambda x: x.reshape(call.sized(shape)), 1)
 
 
 def _transpose(call: Call) -> Op:
@@ -96,7 +96,7 @@ def _pad(call: Call) -> Op:
 
 def _expand(call: Call) -> Op:
     shape = call.out_shape()
-    return call.op(lambda x: x.expand(call.sized(x, shape)), 1)
+    return call.op(lambda x: x.expand(call.sized(shape)), 1)
 
 
 def _tile(call: Call) -> Op:
@@ -117,13 +117,13 @@ def _gather(call: Call) -> Op:
         flat = known.reshape(-1).to(torch.int64) % size
         name = call.scope.stored(f"{call.node.name}.indices", flat)
         return Op(
-            lambda x, i: x.index_select(axis, i).reshape(call.sized(x, shape)),
+            lambda x, i: x.index_select(axis, i).reshape(call.sized(shape)),
             (call.inputs[0], name),
         )
 
     def run(x: Tensor, i: Tensor) -> Tensor:
         whole = torch.where(i < 0, i + size, i).reshape(-1)
-        return x.index_select(axis, whole).reshape(call.sized(x, shape))
+        return x.index_select(axis, whole).reshape(call.sized(shape))
 
     return call.op(run)
 

@@ -48,7 +48,7 @@ def lower(sources: Mapping[str, Path], out: Path, max_batch: int = 1) -> dict[st
         _make_float(model, {n for n, t in stored.items() if t == TensorProto.INT32})
     for _ in range(_ROUNDS):
         modules = {k: import_graph(m, batches=max_batch > 1) for k, m in models.items()}
-        with _reasons() as said, torch.no_grad():
+        with _reasons() as said, torch.no_grad(), _no_libraries():
             exported = {k: _exported(modules[k], model, max_batch) for k, model in models.items()}
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
         left = {k: left_out(lowered.exported_program(k), module) for k, module in modules.items()}
@@ -59,7 +59,8 @@ def lower(sources: Mapping[str, Path], out: Path, max_batch: int = 1) -> dict[st
         for k, model in models.items():
             _make_float(model, packed[k])
     aside = out.with_name(f".{out.name}.part")
-    aside.write_bytes(lowered.to_executorch().buffer)
+    with _no_libraries():
+        aside.write_bytes(lowered.to_executorch().buffer)
     aside.replace(out)
     found: dict[str, dict[str, str]] = {}
     for k, module in modules.items():
@@ -155,6 +156,13 @@ def _reasons() -> Iterator[dict[str, str]]:
     finally:
         logger.removeHandler(listener)
         logger.level, logger.propagate = before
+
+
+@contextmanager
+def _no_libraries() -> Iterator[None]:
+    """Torch chooses between libraries by the batch, from 16 on, which would fix or bound it."""
+    with torch.backends.mkldnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False):
+        yield
 
 
 def _no_kernel(op: str) -> str:

@@ -18,7 +18,7 @@ from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import Device, here
-from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, TargetError, UnsupportedError, UsageError
 from edgebudget_targets._executor import chunks
 from edgebudget_targets._executorch_process import EngineRefused, Worker, opened
 from edgebudget_targets._onnx_file import write_segment
@@ -283,7 +283,12 @@ class XnnpackTarget:
                 worker.ask({"do": "run", "index": 0, "pieces": n}, noise)[1] for n in (1, many)
             )
         except EngineRefused as e:
-            raise _failed(str(e)) from e
+            file.unlink()
+            raise UnsupportedError(
+                "EB244",
+                f"the graph cannot take 1 to {many} samples at a time: {e}",
+                hint="try another --max-batch, or compile without",
+            ) from e
         finally:
             worker.close()
         for a, b in zip(together, each, strict=True):

@@ -47,6 +47,15 @@ def attention() -> Program:
     return graphs.program(net.model(net.add("MatMul", y, net.weight(40, 3), out="y")))
 
 
+def gated() -> Program:
+    """A depthwise layer, a gate of means, and pictures laid flat."""
+    net = Net()
+    x = net.conv(net.add("Relu", net.conv("x", 3, 16)), 16, 16, group=16)
+    gate = net.add("Sigmoid", net.conv(net.add("GlobalAveragePool", x), 16, 16, k=1))
+    flat = net.add("Flatten", net.add("Mul", x, gate), axis=1)
+    return graphs.program(net.model(net.add("MatMul", flat, net.weight(4096, 3), out="y")))
+
+
 def quantized(target: XnnpackTarget) -> Program:
     config = quantize_int8.Config(label_bias="off")
     return quantize_int8.run(
@@ -54,14 +63,19 @@ def quantized(target: XnnpackTarget) -> Program:
     ).program
 
 
-@pytest.mark.parametrize("kind", ["int8", "attention"])
-def test_together_as_one_by_one(target: XnnpackTarget, tmp_path: Path, kind: str) -> None:
-    program = quantized(target) if kind == "int8" else attention()
-    lowered = target.lower(program, tmp_path, "main")
-    assert lowered.max_batch == 4
+@pytest.mark.parametrize(("kind", "most"), [("int8", 4), ("attention", 4), ("gated", 20)])
+def test_together_as_one_by_one(
+    target: XnnpackTarget, tmp_path: Path, kind: str, most: int
+) -> None:
+    """From 16 on, torch's own kernels would fix the batch (see `_no_libraries`)."""
+    made = {"int8": lambda: quantized(target), "attention": attention, "gated": gated}
+    program = made[kind]()
+    lowered = target.in_batches(most).lower(program, tmp_path, "main")
+    assert lowered.max_batch == most
+    assert kind == "attention" or not target.placement(lowered.file).fallback
     method = opened([lowered.file], 1, 60.0)
     rng = np.random.default_rng(1)
-    for count in (4, 1, 3, 4):  # the largest first: see `Method.fill`
+    for count in (most, 1, 3, most):  # the largest first: see `Method.fill`
         x = rng.standard_normal((count, *program.inputs[0].shape[1:])).astype(np.float32)
         _, (got,) = method.ask({"do": "run", "index": 0, "pieces": 1}, [x])
         want = np.concatenate([graphs.run(program.body, {"x": v[None]})["y"] for v in x])
