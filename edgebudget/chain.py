@@ -19,6 +19,7 @@ from edgebudget.exits import exit_name
 from edgebudget.memory import plan_memory
 from edgebudget.onnx_shapes import infer
 from edgebudget.segment_graph import counted_where
+from edgebudget.static_cost import planned_memory
 from edgebudget_runtime.cost import Cost, Figure, counted
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Chain:
         early = [exit_name(output, k) for k in range(1, len(self.files))]
         self.exits = (*early, output)
         self._target = target
+        self._samples = target.spec.max_batch
         self._models = [shared_weights.read(f) for f in self.files]
         self._executors = [target.open(f, exact=exact) for f in self.files]
 
@@ -85,7 +87,9 @@ class Chain:
     def segment_costs(self) -> tuple[Counted, ...]:
         """What each segment costs alone."""
         each = range(len(self.files))
-        return tuple(_counted(self.files[k : k + 1], self._models[k : k + 1]) for k in each)
+        return tuple(
+            _counted(self.files[k : k + 1], self._models[k : k + 1], self._samples) for k in each
+        )
 
     def prefix_costs(self) -> tuple[Counted, ...]:
         """What leaving at each exit costs: all segments up to it, one after the other.
@@ -94,7 +98,7 @@ class Chain:
         moment what the running segment needs, what waits for a later one, and the last answer.
         """
         each = range(1, len(self.files) + 1)
-        return tuple(_counted(self.files[:k], self._models[:k]) for k in each)
+        return tuple(_counted(self.files[:k], self._models[:k], self._samples) for k in each)
 
     @cached_property
     def placements(self) -> tuple[Placement, ...]:
@@ -112,7 +116,7 @@ class Chain:
         )
 
 
-def _counted(files: Sequence[Path], models: Sequence[ModelProto]) -> Counted:
+def _counted(files: Sequence[Path], models: Sequence[ModelProto], samples: int) -> Counted:
     reports = [count_graph(m) for m in models]
     stored = count_graph(_union(models))
     peak, at = max(_peak(models, k) for k in range(len(models)))
@@ -124,12 +128,7 @@ def _counted(files: Sequence[Path], models: Sequence[ModelProto]) -> Counted:
         size_bytes=counted(
             sum(f.stat().st_size for f in (*files, *weights)), f"bytes of {names} and their weights"
         ),
-        memory_bytes=Figure(
-            value=float(stored.weight_bytes + peak),
-            evidence="modelled",
-            how=f"weights {stored.weight_bytes} B + liveness peak {peak} B in {files[at].name}; "
-            "engine scratch not included",
-        ),
+        memory_bytes=planned_memory(stored.weight_bytes, peak, f"in {files[at].name}", samples),
     )
     return Counted(cost, sum(r.other_ops for r in reports))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
-from edgebudget_runtime.errors import ArtifactError
+from edgebudget_runtime.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
     from edgebudget.workload import Array
@@ -44,7 +44,7 @@ class CpuSession:
         except Exception as e:  # the engine raises a dozen unrelated types here
             raise ArtifactError(
                 "EB510",
-                f"ONNX Runtime cannot load this model: {_first_line(e)}",
+                f"ONNX Runtime cannot load this model: {first_line(e)}",
                 hint="check the file with `edgebudget inspect`",
             ) from e
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
@@ -58,8 +58,3 @@ class CpuSession:
         """Run one batch; names are the model's own."""
         values: Any = self._session.run(list(self.outputs), {k: inputs[k] for k in self.inputs})
         return dict(zip(self.outputs, values, strict=True))
-
-
-def _first_line(e: Exception) -> str:
-    text = str(e).strip()
-    return text.splitlines()[0] if text else type(e).__name__

@@ -41,6 +41,11 @@ class TargetSpec:
     layer_time: LayerTime | None = None  # prices of layers, where MACs mislead on this device
 
     @property
+    def max_batch(self) -> int:
+        """Samples that one call of a file may take."""
+        return int(self.options.get("max_batch", 1))
+
+    @property
     def integers(self) -> bool:
         """Whether the target computes with integers; else quantizing costs quality for nothing."""
         return not self.activation_dtypes[0].startswith("float")

@@ -142,7 +142,9 @@ def file_cost(lowered: Lowered, program: Program) -> Cost:
     from edgebudget.segment_graph import counted_where, read_graph
 
     body = read_graph(lowered.file)
-    cost = static_cost(replace(program, stage="graph", body=body), counted_where(lowered.file))
+    cost = static_cost(
+        replace(program, stage="graph", body=body), counted_where(lowered.file), lowered.max_batch
+    )
     needed = lowered.file.stat().st_size
     if lowered.memory is not None:
         cost = replace(cost, memory_bytes=lowered.memory)

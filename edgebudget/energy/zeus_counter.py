@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgebudget_runtime.errors import first_line
 from edgebudget_runtime.measure.counters import Reading, difference
 
 _MILLI = 1e-3  # joules
@@ -62,7 +63,7 @@ def _gpu() -> tuple[ZeusCounter | None, str]:
             return None, f"GPU {index} has no energy counter"
         name = gpus.get_name(index)
     except Exception as e:  # no driver, no card, no permission: each its own type
-        return None, f"zeus finds no GPU: {_first_line(e)}"
+        return None, f"zeus finds no GPU: {first_line(e)}"
     return ZeusCounter(f"{name}, GPU {index}", lambda: _gpu_millijoules(index)), ""
 
 
@@ -79,7 +80,7 @@ def _soc() -> tuple[ZeusCounter | None, str]:
     try:
         soc = get_soc()
     except Exception as e:
-        return None, f"zeus: {_first_line(e)}"
+        return None, f"zeus: {first_line(e)}"
 
     def millijoules() -> float | None:
         found = soc.get_total_energy_consumption()
@@ -90,7 +91,3 @@ def _soc() -> tuple[ZeusCounter | None, str]:
         return None
 
     return ZeusCounter(f"{type(soc).__name__} processor", millijoules), ""
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]

@@ -19,7 +19,7 @@ from onnx import TensorProto, numpy_helper
 
 from edgebudget import graph as graphs
 from edgebudget.import_onnx import import_graph
-from edgebudget_runtime.errors import UnsupportedError
+from edgebudget_runtime.errors import UnsupportedError, first_line
 from edgebudget_targets._even_grids import even_grids
 from edgebudget_targets._executorch_origin import left_out, step
 
@@ -86,14 +86,9 @@ def _exported(
     except Exception as e:  # torch.export raises what the operators of a module raise
         raise UnsupportedError(
             "EB244",
-            f"the graph cannot take {max_batch} samples at a time: {_first_line(e)}",
+            f"the graph cannot take {max_batch} samples at a time: {first_line(e)}",
             hint="compile without --max-batch",
         ) from e
-
-
-def _first_line(e: Exception) -> str:
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(e).__name__
 
 
 def _stored_integers(model: onnx.ModelProto) -> dict[str, int]:

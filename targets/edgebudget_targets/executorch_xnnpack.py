@@ -24,8 +24,6 @@ from edgebudget_targets._executorch_process import EngineRefused, Worker, opened
 from edgebudget_targets._onnx_file import write_segment
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
@@ -44,7 +42,6 @@ class XnnpackTarget:
 
     def __init__(self, spec: TargetSpec) -> None:
         self._threads = int(spec.options["threads"])
-        self._max_batch = int(spec.options["max_batch"])
         self.spec = replace(spec, device=cpu_features().model)
         self._compiler: Worker | None = None
         self._loaded: tuple[Path, Worker] | None = None  # by `placement`, for `open`
@@ -98,12 +95,9 @@ class XnnpackTarget:
         known = {n.name for n in nodes}
         nodes += [NodePlacement(n, n, _OTHER, why) for n, why in left.items() if n not in known]
         extra = (write_description(model, file, nodes),)
-        if self._max_batch == 1:
-            return Lowered(file, extra)
-        self._check_batch(file, program)
-        return Lowered(
-            file, extra, memory=_memory(model, self._max_batch), max_batch=self._max_batch
-        )
+        if self.spec.max_batch > 1:
+            self._check_batch(file, program)
+        return Lowered(file, extra, max_batch=self.spec.max_batch)
 
     def pack(self, programs: Mapping[str, Program], files: Mapping[str, Path], into: Path) -> None:
         """Write programs as the methods of one file, which stores equal tensors once.
@@ -256,8 +250,12 @@ class XnnpackTarget:
         if self._compiler is None or not self._compiler.alive:
             self._compiler = Worker(_LOWER_S)
         paths = {k: str(v) for k, v in sources.items()}
-        request = {"do": "lower", "graphs": paths, "out": str(file.resolve()),
-                   "max_batch": self._max_batch}  # fmt: skip
+        request = {
+            "do": "lower",
+            "graphs": paths,
+            "out": str(file.resolve()),
+            "max_batch": self.spec.max_batch,
+        }
         try:
             reply, _ = self._compiler.ask(request)
         except EngineRefused as e:
@@ -272,7 +270,7 @@ class XnnpackTarget:
     def _check_batch(self, file: Path, program: Program) -> None:
         from edgebudget.graph import probe
 
-        many = self._max_batch
+        many = self.spec.max_batch
         wide = [replace(s, shape=(many * s.shape[0], *s.shape[1:])) for s in program.inputs]
         noise = list(probe(wide).values())
         worker = opened([file], _all_cores(), _RUN_S)
@@ -332,19 +330,6 @@ class PteExecutor:
         except EngineRefused as e:
             raise _failed(str(e)) from e
         return dict(zip(self._outputs, values, strict=True))
-
-
-def _memory(model: onnx.ModelProto, batch: int) -> Figure:
-    """Weights, and the activations of as many samples as may come at a time."""
-    from edgebudget.memory import plan_memory
-
-    plan = plan_memory(model)
-    return Figure(
-        value=float(plan.weight_bytes + batch * plan.peak_activation_bytes),
-        evidence="modelled",
-        how=f"weights {plan.weight_bytes} B + {batch} samples' liveness peak of "
-        f"{plan.peak_activation_bytes} B at {plan.peak_at}; engine scratch not included",
-    )
 
 
 def _all_cores() -> int:

@@ -13,7 +13,9 @@ from edgebudget import graph as graphs
 from edgebudget import target_registry
 from edgebudget.cli import main
 from edgebudget.elastic_compile import Elastic
+from edgebudget.memory import plan_memory
 from edgebudget.program import Program
+from edgebudget.verify import file_cost
 from edgebudget_passes import quantize_int8
 from edgebudget_runtime import Runner
 from edgebudget_runtime.errors import TargetError, UnsupportedError
@@ -87,14 +89,16 @@ def test_together_as_one_by_one(
 
 def test_memory_is_that_of_a_whole_batch(target: XnnpackTarget, tmp_path: Path) -> None:
     program = graphs.program(residual())
-    one = target.in_batches(2).lower(program, tmp_path / "2", "main").memory
-    many = target.lower(program, tmp_path / "4", "main").memory
-    assert one is not None
-    assert many is not None
-    assert one.value is not None
-    assert many.value is not None
-    weights = int(many.how.split()[1])
-    assert many.value - weights == 2 * (one.value - weights)
+    two, four = (
+        file_cost(target.in_batches(n).lower(program, tmp_path / f"{n}", "main"), program)
+        for n in (2, 4)
+    )
+    plan = plan_memory(program.body)
+    for cost, samples in ((two, 2), (four, 4)):
+        wanted = plan.weight_bytes + samples * plan.peak_activation_bytes
+        assert cost.memory_bytes.value == wanted
+        assert f"{samples} samples'" in cost.memory_bytes.how
+    assert two.macs == four.macs
 
 
 def test_a_graph_that_mixes_its_samples_is_refused(target: XnnpackTarget, tmp_path: Path) -> None:
@@ -126,6 +130,7 @@ def test_the_runner_gives_as_many_as_the_file_takes(
     manifest = Manifest.load(out)
     assert {s.max_batch for s in manifest.segments} == {8}
     assert {t.shape[0] for s in manifest.segments for t in s.inputs} == {1}
+    assert all("8 samples' liveness" in s.cost.memory_bytes.how for s in manifest.subnetworks)
     assert "max_batch = 8" in (out / "recipe.toml").read_text()
     x = np.random.default_rng(0).random((21, 1, 8, 8), dtype=np.float32)
     point = f"point:{manifest.operating_points[0].id}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError, first_line
 from edgebudget_runtime.inputs import Array
 
 CPU = "CPUExecutionProvider"
@@ -119,12 +119,6 @@ def run_session(
             hint="check the artifact with `edgebudget eval`",
         ) from e
     return dict(zip(names, values, strict=True))
-
-
-def first_line(e: Exception) -> str:
-    """What an engine's exception says first."""
-    text = str(e).strip()
-    return text.splitlines()[0] if text else type(e).__name__
 
 
 def _check_available(providers: Sequence[str]) -> None:

@@ -27,6 +27,11 @@ class EdgeBudgetError(Exception):
         super().__init__(f"[{code}] {what}" + (f"\n  try: {hint}" if hint else ""))
 
 
+def first_line(e: Exception) -> str:
+    """What an exception of somebody else's says, in one line."""
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
+
 class UsageError(EdgeBudgetError, ValueError):
     """The caller's arguments or plan are wrong."""
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError, first_line
 from edgebudget_runtime.inputs import Array
 from edgebudget_runtime.manifest import File, Manifest, Segment, Tensor
 
@@ -136,7 +136,7 @@ class ProgramSession:
         except Exception as e:  # the engine raises a dozen unrelated types
             raise ArtifactError(
                 "EB509",
-                f"ExecuTorch failed while running {self._segment.file}: {_first_line(e)}",
+                f"ExecuTorch failed while running {self._segment.file}: {first_line(e)}",
                 hint="check the artifact with `edgebudget eval`",
             ) from e
         by_name = {t.name: v for t, v in zip(self._segment.outputs, found, strict=True)}
@@ -164,7 +164,7 @@ def open_program(data: bytes, segment: Segment, threads: int | None) -> ProgramS
         except Exception as e:  # the engine raises a dozen unrelated types
             raise ArtifactError(
                 "EB509",
-                f"ExecuTorch {installed_version()} cannot load {segment.file}: {_first_line(e)}",
+                f"ExecuTorch {installed_version()} cannot load {segment.file}: {first_line(e)}",
                 hint="compile the model again for this version",
             ) from e
     return ProgramSession(method, segment)
@@ -195,8 +195,3 @@ def _quiet() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
-
-
-def _first_line(e: Exception) -> str:
-    text = str(e).strip()
-    return text.splitlines()[0] if text else type(e).__name__

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 from edgebudget_runtime import engine, executorch_program, integrity
-from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError, first_line
 from edgebudget_runtime.manifest import File, Manifest, Segment
 
 _RETRY_S = 10.0  # a segment that could not be opened is not tried again sooner
@@ -241,7 +241,7 @@ class Sessions:
 def _unopened(id: str, e: Exception) -> ArtifactError:
     return ArtifactError(
         "EB509",
-        f"segment {id} cannot be opened: {type(e).__name__} {engine.first_line(e)}",
+        f"segment {id} cannot be opened: {type(e).__name__} {first_line(e)}",
         hint="free memory, or give a smaller budget so that a smaller sub-network is chosen",
     )
 

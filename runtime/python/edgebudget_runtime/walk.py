@@ -12,7 +12,7 @@ import numpy as np
 from edgebudget_runtime import engine
 from edgebudget_runtime.confidence import row_signals
 from edgebudget_runtime.elastic import Exit
-from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
+from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError, first_line
 from edgebudget_runtime.inputs import Array
 from edgebudget_runtime.manifest import Manifest
 from edgebudget_runtime.planner import Planner, View
@@ -204,7 +204,7 @@ class Way:
         try:
             self._choose()
         except Exception as e:  # a policy of the user's own; the answer stands
-            self._stop(f"no way on after {id}: {engine.first_line(e)}")
+            self._stop(f"no way on after {id}: {first_line(e)}")
             return
         late = left is not None and left <= 0 and not isinstance(self._wish.policy, Fixed)
         if late and len(self._path) > len(self.ran):

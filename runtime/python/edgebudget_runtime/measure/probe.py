@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from edgebudget_runtime import codec, engine
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import here
-from edgebudget_runtime.errors import EdgeBudgetError
+from edgebudget_runtime.errors import EdgeBudgetError, first_line
 from edgebudget_runtime.manifest import Manifest
 from edgebudget_runtime.measure import battery, conditions, layers, meter, rapl, samples
 from edgebudget_runtime.measure.counters import Counter
@@ -138,7 +138,7 @@ def find_counter(family: str, further: Sequence[str] = ()) -> tuple[Counter | No
         try:
             found, why = getattr(importlib.import_module(module), function)(family)
         except Exception as e:  # another library's, on hardware that may not be there
-            found, why = None, f"{place}: {engine.first_line(e)}"
+            found, why = None, f"{place}: {first_line(e)}"
         if found is not None:
             return found, ""
         reasons.append(why)
