@@ -38,6 +38,7 @@ class Variant:
     macs: float
     weight_bytes: float
     activation_bytes: float  # every value written once, and read once by each of its readers
+    kernels: list[list[Any]]  # as a latency predictor sees them; [] for weights as integers
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -51,6 +52,7 @@ def build(name: str, folder: Path) -> Iterator[Variant]:
     from edgebudget.program import Program
     from edgebudget_models import catalogue
     from edgebudget_passes import clean_graph
+    from edgebudget_targets._webgpu_kernels import kernels
 
     shape, batch = NETWORKS[name]
     entry = catalogue.get(name)
@@ -73,7 +75,8 @@ def build(name: str, folder: Path) -> Iterator[Variant]:
                 file = folder / f"{name}-{share:g}-{size}-{kind.replace(' ', '-')}.onnx"
                 file.write_bytes(model.SerializeToString())
                 weights, activations = _bytes(model)
-                yield Variant(name, share, size, kind, file.name, macs, weights, activations)
+                seen = [] if kind == "int8 weights" else [k.as_list() for k in kernels(model)]
+                yield Variant(name, share, size, kind, file.name, macs, weights, activations, seen)
 
 
 def _spec(name: str, shape: tuple[int, ...]) -> Any:

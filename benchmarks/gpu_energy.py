@@ -1,8 +1,10 @@
-"""Joules and latency of zoo networks on an NVIDIA GPU, and the energy model fitted to them.
+"""Joules and latency of zoo networks on an NVIDIA GPU: an energy model's and a predictor's errors.
 
 Four networks at three widths, single and half precision, one sample and a batch that loads a
 large GPU, through `gpu:webgpu`; energy from the GPU's own counter, with idle power and without.
-Needs an NVIDIA GPU with Vulkan, `edgebudget[webgpu]` and `edgebudget[energy]`.
+The energy model is fitted to them; the predictor of `gpu:webgpu/h200` has seen none of them, and is
+held against the runs of one sample. Needs an NVIDIA GPU with Vulkan, `edgebudget[webgpu]` and
+`edgebudget[energy]`.
 
     python -m benchmarks.gpu_energy
     python -m benchmarks.gpu_energy --measure raw.json   # only measure
@@ -19,14 +21,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks._gpu_networks import NETWORKS, build
 from benchmarks.harness import ROOT, machine, save
+
+if TYPE_CHECKING:
+    from edgebudget.predictor import Predictor
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +51,8 @@ def main(arguments: list[str]) -> int:
         options.measure.write_text(json.dumps(raw))
         return 0
     summary = {**summarise(raw), "energy_model": fitted(raw)}
+    if (predictor := _shipped(raw["gpu"])) is not None:
+        summary["predictor"] = predicted(raw, summary["rows"], predictor)
     save("gpu_energy", summary)
     _show(summary)
     return 0
@@ -114,7 +122,7 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
             loops = row["energy"]
             joules = statistics.mean(x["joules"] for x in loops)
             seconds = statistics.mean(x["seconds"] for x in loops)
-            found = {k: v for k, v in row.items() if k not in {"energy", "ms", "file"}}
+            found = {k: v for k, v in row.items() if k not in {"energy", "ms", "file", "kernels"}}
             found |= {
                 "mj_per_sample": 1e3 * joules / row["batch"],
                 "mj_per_sample_above_idle": 1e3 * (joules - idle * seconds) / row["batch"],
@@ -132,6 +140,46 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
             rows.append(found)
     keys = ("gpu", "driver", "onnxruntime", "plugin", "seconds_each")
     return {**{k: raw[k] for k in keys}, "measured_on": raw["machine"], "rows": rows}
+
+
+def _shipped(gpu: str) -> Predictor | None:
+    """The predictor that comes with edgebudget for this GPU, if there is one."""
+    import edgebudget_targets
+    from edgebudget.predictor import read
+
+    folder = Path(edgebudget_targets.__file__).parent / "predictors"
+    found = [read(f) for f in sorted(folder.glob("*.json"))]
+    return next((p for p in found if p.device.cpu.startswith(f"{gpu}, ")), None)
+
+
+def predicted(
+    raw: dict[str, Any], rows: list[dict[str, Any]], predictor: Predictor
+) -> dict[str, Any]:
+    """What the predictor says of each run of one sample, written into its row, and its errors."""
+    from edgebudget.kernels import Kernel
+    from edgebudget.predictor_fit import errors_of
+
+    given = [r for network in raw["networks"].values() for r in network["rows"]]
+    pairs = list[tuple[dict[str, Any], float, float | None]]()
+    for row, source in zip(rows, given, strict=True):
+        if row["batch"] > 1 or not source["kernels"]:
+            continue
+        kernels = [Kernel.from_list(k) for k in source["kernels"]]
+        told = predictor.milliseconds(kernels), predictor.energy_figure(kernels).value
+        row["predicted_ms"], row["predicted_mj_above_idle"] = told
+        pairs.append((row, *told))
+    ms = errors_of(np.array([p for _, p, _ in pairs]), np.array([r["p50_ms"] for r, _, _ in pairs]))
+    metered = [(r["mj_per_sample_above_idle"], mj) for r, _, mj in pairs if mj is not None]
+    energy = errors_of(np.array([mj for _, mj in metered]), np.array([a for a, _ in metered]))
+    return {
+        "device": predictor.device.cpu,
+        "latency": asdict(ms),
+        "energy": asdict(energy),
+        "cross_validated": {
+            "latency": predictor.errors.words,
+            "energy": predictor.energy.error_words if predictor.energy else "",
+        },
+    }
 
 
 def fitted(raw: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +223,12 @@ def _show(summary: dict[str, Any]) -> None:
             f"{r['network']:18} {r['share']:5.2f} x{r['batch']:<4} {r['precision']:13} {latency} "
             f"{r['mj_per_sample']:9.3f} mJ ({r['mj_per_sample_above_idle']:9.3f} above idle) "
             f"{r['watts']:5.0f} W\n"
+        )
+    for label in ("latency", "energy") if "predictor" in summary else ():
+        e = summary["predictor"][label]
+        sys.stderr.write(
+            f"predictor, {label} of {e['networks']} files that it has not seen: median error "
+            f"{e['median']:.1%}, 90 % within {e['p90']:.1%}, rank {e['rank_correlation']:.3f}\n"
         )
     for label, error in summary["energy_model"]["errors"].items():
         sys.stderr.write(

@@ -23,6 +23,7 @@ from edgebudget.datasets import Arrays
 from edgebudget.events import Advanced, Emit, Finished, Said, Started
 from edgebudget.kernels import Kernel, Observation
 from edgebudget.program import Context, Program, TensorSpec
+from edgebudget.target import Halves
 from edgebudget.tasks import make
 from edgebudget.workload import Data
 from edgebudget_runtime.budget import Budget
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from edgebudget_runtime.device_id import Device
 
 SCHEMA = 1
-NETWORKS = 450  # in float and in int8 each
+NETWORKS = 450  # in both forms each
 ROUNDS = 4
 _LEAST_UNITS = 60  # networks below which nothing is fitted
 _WORK = "calibrate"
@@ -43,21 +44,24 @@ _GRAPH_STEPS = ("clean_graph", "rewrite_for_target", "quantize_int8")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One network to time: its number, in float or in integers, and whether it is a chain."""
+    """One network to time: its number, its form, and whether it is a chain.
+
+    `reduced`: in integers, or in half precision on a target that computes with floats.
+    """
 
     number: int
-    integer: bool
+    reduced: bool
     chain: bool = False
 
     @property
     def name(self) -> str:
         """A short name for the log: 12f, 12q, c12f."""
-        return f"{'c' if self.chain else ''}{self.number}{'q' if self.integer else 'f'}"
+        return f"{'c' if self.chain else ''}{self.number}{'q' if self.reduced else 'f'}"
 
 
 @dataclass(slots=True)
 class Log:
-    """What is known about a device: each unit's quietest round."""
+    """What is known about a device: each unit's quietest round, and the energy of all."""
 
     best: dict[str, Observation] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)  # how often a unit was timed
@@ -65,14 +69,18 @@ class Log:
     skipped: int = 0  # lines that could not be read
 
     def add(self, name: str, seen: Observation) -> None:
-        """Take in one round of a unit: each time is the smallest seen."""
+        """Take in one round of a unit: each time is the smallest seen, energy a mean."""
         self.rounds[name] = self.rounds.get(name, 0) + 1
         old = self.best.get(name)
         if old is None or old.kernels != seen.kernels:
             self.best[name] = seen
             return
         fastest = tuple(map(min, old.kernel_us, seen.kernel_us))
-        self.best[name] = Observation(min(old.total_ms, seen.total_ms), seen.kernels, fastest)
+        energies = [o.energy_mj for o in (old, seen) if o.energy_mj is not None]
+        energy = sum(energies) / len(energies) if energies else None  # idle power errs both ways
+        self.best[name] = Observation(
+            min(old.total_ms, seen.total_ms), seen.kernels, fastest, energy
+        )
 
 
 def log_file(device: Device) -> Path:
@@ -104,10 +112,11 @@ def _observation(raw: Mapping[str, Any]) -> Observation:
     kernels = tuple(Kernel.from_list(k) for k in raw["kernels"])
     times = tuple(float(us) for us in raw["us"])
     total = float(raw["ms"])
+    energy = None if raw.get("mj") is None else float(raw["mj"])
     told = len(times) in (0, len(kernels)) and all(u >= 0 for u in times)
-    if not told or not kernels or not total > 0:
+    if not told or not kernels or not total > 0 or not (energy is None or energy > 0):
         raise ValueError("not an observation")
-    return Observation(total, kernels, times)
+    return Observation(total, kernels, times, energy)
 
 
 def calibrate(
@@ -160,7 +169,7 @@ def calibrate(
             log.add(unit.name, seen)
             _append(out, {
                 "unit": unit.name, "ms": round(seen.total_ms, 6),
-                "us": [round(u, 3) for u in seen.kernel_us],
+                "us": [round(u, 3) for u in seen.kernel_us], "mj": seen.energy_mj,
                 "kernels": [k.as_list() for k in seen.kernels],
             })  # fmt: skip
             emit(Advanced(_WORK, note=f"{len(log.best)} networks"))
@@ -177,13 +186,13 @@ def calibrate(
 def _todo(log: Log, networks: int, chains: int, rounds: int, seed: int) -> Iterator[Unit]:
     """What is missing, a shuffled round at a time."""
     each = [(i, False) for i in range(networks)] + [(i, True) for i in range(chains)]
-    units = [Unit(i, integer, chain) for i, chain in each for integer in (False, True)]
+    units = [Unit(i, reduced, chain) for i, chain in each for reduced in (False, True)]
     for turn in range(rounds):
         order = np.random.default_rng([seed, turn]).permutation(len(units))
         yield from (units[i] for i in order if log.rounds.get(units[i].name, 0) <= turn)
 
 
-def _lowered(target: Target, unit: Unit, folder: Path) -> Path:
+def _lowered(target: CalibratedTarget, unit: Unit, folder: Path) -> Path:
     """The unit's file as this target would export it; made once."""
     for suffix in (".onnx", ".pte"):
         if (file := folder / f"{unit.name}{suffix}").is_file():
@@ -191,10 +200,14 @@ def _lowered(target: Target, unit: Unit, folder: Path) -> Path:
     from edgebudget.calibration_chains import chain
     from edgebudget.calibration_nets import network
 
-    body = (chain if unit.chain else network)(unit.number)
+    times = float(target.spec.options.get("calibration_times", 1.0))
+    body = (chain if unit.chain else network)(unit.number, times)
     shape = tuple(d.dim_value for d in body.graph.input[0].type.tensor_type.shape.dim)
     program = Program("graph", body, (TensorSpec("x", shape),), ("y",))
-    return target.lower(as_exported(program, target, unit.integer), folder, unit.name).file
+    if not target.spec.integers and not unit.reduced and isinstance(target, Halves):
+        target = target.single()
+    integer = unit.reduced and target.spec.integers
+    return target.lower(as_exported(program, target, integer), folder, unit.name).file
 
 
 def as_exported(program: Program, target: Target, integer: bool, samples: int = 4) -> Program:

@@ -12,23 +12,23 @@ from functools import reduce
 import numpy as np
 import onnx
 
-from edgebudget.calibration_nets import Family, Net, draw_channels, draw_log, draw_side, drawn
+from edgebudget.calibration_nets import Draw, Family, Net, draw_channels, draw_log, draw_side, drawn
 
 _ACTIVATIONS = ("HardSwish", "Silu", "Sigmoid", "Gelu", "Tanh", "LeakyRelu", "Elu", "HardSigmoid")
 
 
-def chain(number: int) -> onnx.ModelProto:
-    """The chain of this number; the same number gives the same chain."""
-    return drawn(CHAINS, 20212, number)
+def chain(number: int, times: float = 1.0) -> onnx.ModelProto:
+    """The chain of this number; the same number gives the same chain. `times`: as of `drawn`."""
+    return drawn(CHAINS, 20212, number, times)
 
 
-def _picture(rng: np.random.Generator, low: float, high: float) -> tuple[Net, int]:
+def _picture(rng: Draw, low: float, high: float) -> tuple[Net, int]:
     """An empty network on a picture, and its channels."""
     c = draw_channels(rng, low, high)
     return Net(rng, (1, c, side := draw_side(rng, c), side)), c
 
 
-def _length(rng: np.random.Generator) -> int:
+def _length(rng: Draw) -> int:
     """Short and long ones, so that what a run's ends take can be told from its kernels."""
     return int(rng.choice([2, 3, 5, 8]))
 
@@ -38,7 +38,7 @@ def _scaled(net: Net, channels: int) -> str:
     return net.conv("x", channels, 1, 1, channels)
 
 
-def _between(rng: np.random.Generator, high: float, sizes: tuple[int, ...]) -> tuple[Net, str]:
+def _between(rng: Draw, high: float, sizes: tuple[int, ...]) -> tuple[Net, str]:
     """Convolutions to and fro between two numbers of channels."""
     net, a = _picture(rng, 8, high)
     b, size, x = draw_channels(rng, 8, high), int(rng.choice(sizes)), "x"
@@ -47,15 +47,15 @@ def _between(rng: np.random.Generator, high: float, sizes: tuple[int, ...]) -> t
     return net, x
 
 
-def _pointwise(rng: np.random.Generator) -> tuple[Net, str]:
+def _pointwise(rng: Draw) -> tuple[Net, str]:
     return _between(rng, 768, (1,))
 
 
-def _full(rng: np.random.Generator) -> tuple[Net, str]:
+def _full(rng: Draw) -> tuple[Net, str]:
     return _between(rng, 384, (3, 3, 3, 5, 7))
 
 
-def _deep(rng: np.random.Generator) -> tuple[Net, str]:
+def _deep(rng: Draw) -> tuple[Net, str]:
     c = draw_channels(rng, 8, 1024)
     net = Net(rng, (1, c, side := draw_side(rng, max(1, c // 3)), side))
     size, x = int(rng.choice([3, 3, 5, 7])), "x"
@@ -64,7 +64,7 @@ def _deep(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
+def _grouped(rng: Draw) -> tuple[Net, str]:
     groups, each = int(rng.choice([2, 4, 8, 16, 32])), int(rng.choice([4, 8, 16, 32]))
     c = groups * each
     net, x = Net(rng, (1, c, side := draw_side(rng, c), side)), "x"
@@ -73,7 +73,7 @@ def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _strided(rng: np.random.Generator) -> tuple[Net, str]:
+def _strided(rng: Draw) -> tuple[Net, str]:
     """Convolutions of one input beside each other: behind each other their sizes would shrink."""
     c = int(rng.choice([1, 3, 3, 3, draw_channels(rng, 8, 256), draw_channels(rng, 8, 256)]))
     side = draw_log(rng, 24, 288, 8) if c <= 3 else 2 * draw_side(rng, c)
@@ -87,7 +87,7 @@ def _strided(rng: np.random.Generator) -> tuple[Net, str]:
     return net, reduce(net.add, ends)
 
 
-def _gemm(rng: np.random.Generator) -> tuple[Net, str]:
+def _gemm(rng: Draw) -> tuple[Net, str]:
     a, b = (draw_log(rng, 16, 2048, 8) for _ in range(2))
     net, x = Net(rng, (int(rng.choice([1, 1, 1, 4, 16])), a)), "x"
     for i in range(_length(rng)):
@@ -95,7 +95,7 @@ def _gemm(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _tokens(rng: np.random.Generator) -> tuple[Net, str]:
+def _tokens(rng: Draw) -> tuple[Net, str]:
     a, b = (draw_log(rng, 32, 1024, 16) for _ in range(2))
     net, x = Net(rng, (1, draw_log(rng, 16, 260), a)), "x"
     for i in range(_length(rng)):
@@ -103,14 +103,14 @@ def _tokens(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _heads(rng: np.random.Generator) -> tuple[Net, int, int]:
+def _heads(rng: Draw) -> tuple[Net, int, int]:
     """A network on queries [1, heads, length, each], its heads and its length."""
     heads, each = int(rng.choice([2, 3, 4, 6, 8])), int(rng.choice([16, 32, 32, 64]))
     length = draw_log(rng, 16, 260)
     return Net(rng, (1, heads, length, each)), heads, length
 
 
-def _products(rng: np.random.Generator) -> tuple[Net, str]:
+def _products(rng: Draw) -> tuple[Net, str]:
     """Products of computed values, as attention has them."""
     net, heads, length = _heads(rng)
     x, square = "x", (1, heads, length, length)
@@ -122,7 +122,7 @@ def _products(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _shares(rng: np.random.Generator) -> tuple[Net, str]:
+def _shares(rng: Draw) -> tuple[Net, str]:
     _, heads, length = _heads(rng)
     net, x = Net(rng, (1, heads, length, length)), "x"
     for _ in range(_length(rng)):
@@ -130,7 +130,7 @@ def _shares(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _turns(rng: np.random.Generator) -> tuple[Net, str]:
+def _turns(rng: Draw) -> tuple[Net, str]:
     net, *_ = _heads(rng)
     x = "x"
     for _ in range(_length(rng)):
@@ -138,14 +138,14 @@ def _turns(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _norms(rng: np.random.Generator) -> tuple[Net, str]:
+def _norms(rng: Draw) -> tuple[Net, str]:
     net, x = Net(rng, (1, draw_log(rng, 16, 260), draw_log(rng, 32, 768, 16))), "x"
     for _ in range(_length(rng)):
         x = net.norm(x)
     return net, x
 
 
-def _sums(rng: np.random.Generator) -> tuple[Net, str]:
+def _sums(rng: Draw) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 768)
     x, kind = (first := _scaled(net, c)), str(rng.choice(["Add", "Add", "Mul"]))
     for _ in range(_length(rng)):
@@ -153,7 +153,7 @@ def _sums(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _gates(rng: np.random.Generator) -> tuple[Net, str]:
+def _gates(rng: Draw) -> tuple[Net, str]:
     """Means over pictures, and what multiplies by them."""
     net, c = _picture(rng, 8, 768)
     x = _scaled(net, c)
@@ -162,7 +162,7 @@ def _gates(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _curves(rng: np.random.Generator) -> tuple[Net, str]:
+def _curves(rng: Draw) -> tuple[Net, str]:
     net, _ = _picture(rng, 8, 512)
     x, kind = "x", str(rng.choice(_ACTIVATIONS))
     for _ in range(_length(rng)):
@@ -170,7 +170,7 @@ def _curves(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _pools(rng: np.random.Generator) -> tuple[Net, str]:
+def _pools(rng: Draw) -> tuple[Net, str]:
     net, _ = _picture(rng, 8, 512)
     x, kind = "x", str(rng.choice(["MaxPool", "MaxPool", "AveragePool"]))
     for _ in range(_length(rng)):
@@ -178,7 +178,7 @@ def _pools(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _joins(rng: np.random.Generator) -> tuple[Net, str]:
+def _joins(rng: Draw) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 192)
     x, (n, _, *rest) = (first := _scaled(net, c)), net.shapes["x"]
     for k in range(_length(rng)):
@@ -186,7 +186,7 @@ def _joins(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _enlarged(rng: np.random.Generator) -> tuple[Net, str]:
+def _enlarged(rng: Draw) -> tuple[Net, str]:
     net, c = _picture(rng, 8, 192)
     side, mode = net.shapes["x"][-1], str(rng.choice(["nearest", "linear"]))
     scales, large = net.weight(np.array([1, 1, 2, 2], np.float32)), (1, c, 2 * side, 2 * side)

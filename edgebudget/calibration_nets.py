@@ -122,22 +122,34 @@ class Net:
         return helper.make_model(body, opset_imports=opset, ir_version=10)
 
 
-Family = Callable[[np.random.Generator], tuple[Net, str]]
+class Draw(np.random.Generator):
+    """Random numbers, and how much longer the sides of pictures may be than one CPU likes."""
+
+    times: float = 1.0
 
 
-def network(number: int) -> onnx.ModelProto:
+Family = Callable[[Draw], tuple[Net, str]]
+
+
+def network(number: int, times: float = 1.0) -> onnx.ModelProto:
     """The calibration network of this number: blocks of one family, sizes drawn at random."""
-    return drawn(FAMILIES, 20211, number)
+    return drawn(FAMILIES, 20211, number, times)
 
 
-def drawn(families: Sequence[Family], seed: int, number: int) -> onnx.ModelProto:
-    """The network of this number among these families, small enough to be timed in a moment."""
-    rng = np.random.default_rng([seed, number])
+def drawn(
+    families: Sequence[Family], seed: int, number: int, times: float = 1.0
+) -> onnx.ModelProto:
+    """The network of this number among these families, small enough to be timed in a moment.
+
+    `times`: how much longer the sides of pictures may be than one CPU likes.
+    """
+    rng = Draw(np.random.PCG64(np.random.SeedSequence([seed, number])))
+    rng.times = times
     family = families[number % len(families)]
     for _ in range(200):
         net, out = family(rng)
         largest = max(math.prod(s) for s in net.shapes.values())
-        if net.macs <= _MOST_MACS and largest <= _MOST_VALUES:
+        if net.macs <= _MOST_MACS * times**2 and largest <= _MOST_VALUES * times**2:
             return net.model(out)
     raise AssertionError(f"no network {number} within the limits")
 
@@ -153,17 +165,17 @@ def draw_channels(rng: np.random.Generator, low: float, high: float) -> int:
     return draw_log(rng, low, high, int(rng.choice([8, 8, 16, 16, 16, 4, 1])))
 
 
-def draw_side(rng: np.random.Generator, channels: int) -> int:
+def draw_side(rng: Draw, channels: int) -> int:
     """A picture's side that goes with so many channels: large pictures have few."""
-    most = min(224.0, 6000.0 / channels)
+    most = min(224.0, 6000.0 / channels) * rng.times
     return draw_log(rng, 4, max(6.0, most))
 
 
-def _act(rng: np.random.Generator) -> str:
+def _act(rng: Draw) -> str:
     return str(rng.choice(_ACTIVATIONS))
 
 
-def _plain(rng: np.random.Generator) -> tuple[Net, str]:
+def _plain(rng: Draw) -> tuple[Net, str]:
     c = draw_channels(rng, 8, 384)
     net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x, kind = "x", _act(rng)
@@ -173,7 +185,7 @@ def _plain(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _residual(rng: np.random.Generator) -> tuple[Net, str]:
+def _residual(rng: Draw) -> tuple[Net, str]:
     c = draw_channels(rng, 8, 512)
     net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x = "x"
@@ -186,7 +198,7 @@ def _residual(rng: np.random.Generator) -> tuple[Net, str]:
     return net, net.head(x, 10)
 
 
-def _bottleneck(rng: np.random.Generator) -> tuple[Net, str]:
+def _bottleneck(rng: Draw) -> tuple[Net, str]:
     c = draw_channels(rng, 16, 256)
     net = Net(rng, (1, 4 * c, side := draw_side(rng, 2 * c), side))
     x, groups = "x", int(rng.choice([1, 1, 4])) if c % 4 == 0 else 1
@@ -197,7 +209,7 @@ def _bottleneck(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _inverted(rng: np.random.Generator) -> tuple[Net, str]:
+def _inverted(rng: Draw) -> tuple[Net, str]:
     c, times = draw_channels(rng, 8, 192), int(rng.choice([1, 3, 4, 6]))
     net = Net(rng, (1, c, side := draw_side(rng, 2 * c), side))
     x, kind = "x", str(rng.choice(["Relu", "Clip", "HardSwish", "Silu", "Clip"]))
@@ -213,7 +225,7 @@ def _inverted(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _squeeze(net: Net, x: str, inner: int, rng: np.random.Generator) -> str:
+def _squeeze(net: Net, x: str, inner: int, rng: Draw) -> str:
     """Squeeze and excitation."""
     n, c, *_ = net.shapes[x]
     y = net.op("GlobalAveragePool", [x], (n, c, 1, 1))
@@ -222,7 +234,7 @@ def _squeeze(net: Net, x: str, inner: int, rng: np.random.Generator) -> str:
     return net.add(x, gate, "Mul")
 
 
-def _gated(rng: np.random.Generator) -> tuple[Net, str]:
+def _gated(rng: Draw) -> tuple[Net, str]:
     c = draw_channels(rng, 16, 384)
     net = Net(rng, (1, c, side := draw_side(rng, c), side))
     x = "x"
@@ -232,7 +244,7 @@ def _gated(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _dense(rng: np.random.Generator) -> tuple[Net, str]:
+def _dense(rng: Draw) -> tuple[Net, str]:
     c, growth = draw_channels(rng, 16, 256), draw_channels(rng, 8, 64)
     net = Net(rng, (1, c, side := draw_side(rng, 2 * c), side))
     x = "x"
@@ -244,8 +256,8 @@ def _dense(rng: np.random.Generator) -> tuple[Net, str]:
     return net, net.pool(net.conv(x, net.shapes[x][1] // 2, 1), "AveragePool", 2, 2)
 
 
-def _stem(rng: np.random.Generator) -> tuple[Net, str]:
-    side = draw_log(rng, 24, 288, 8)
+def _stem(rng: Draw) -> tuple[Net, str]:
+    side = draw_log(rng, 24, 288 * rng.times, 8)
     net = Net(rng, (1, int(rng.choice([1, 3, 3, 3])), side, side))
     c = draw_channels(rng, 8, 64)
     size, stride = [(3, 1), (3, 2), (5, 2), (7, 2), (4, 4)][int(rng.integers(5))]
@@ -256,7 +268,7 @@ def _stem(rng: np.random.Generator) -> tuple[Net, str]:
     return net, net.head(x, draw_log(rng, 10, 1000))
 
 
-def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
+def _grouped(rng: Draw) -> tuple[Net, str]:
     groups = int(rng.choice([2, 4, 8, 16, 32]))
     each = int(rng.choice([4, 8, 8, 16, 32]))
     c = groups * each
@@ -268,7 +280,7 @@ def _grouped(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _resized(rng: np.random.Generator) -> tuple[Net, str]:
+def _resized(rng: Draw) -> tuple[Net, str]:
     c = draw_channels(rng, 8, 192)
     net = Net(rng, (1, c, side := max(4, draw_side(rng, 4 * c)), side))
     x = net.act(net.conv("x", c), "Relu")
@@ -280,7 +292,7 @@ def _resized(rng: np.random.Generator) -> tuple[Net, str]:
     return net, net.pool(net.conv(x, c, 1), "MaxPool", 2, 2)
 
 
-def _linears(rng: np.random.Generator) -> tuple[Net, str]:
+def _linears(rng: Draw) -> tuple[Net, str]:
     rows = int(rng.choice([1, 1, 1, 4, 16]))
     net = Net(rng, (rows, draw_log(rng, 16, 2048, 8)))
     x, kind = "x", _act(rng)
@@ -289,7 +301,7 @@ def _linears(rng: np.random.Generator) -> tuple[Net, str]:
     return net, net.linear(x, draw_log(rng, 10, 1000), gemm=True)
 
 
-def _transformer(rng: np.random.Generator) -> tuple[Net, str]:
+def _transformer(rng: Draw) -> tuple[Net, str]:
     heads, each = int(rng.choice([2, 3, 4, 6, 8])), int(rng.choice([16, 32, 32, 64]))
     width, length = heads * each, draw_log(rng, 16, 260)
     net = Net(rng, (1, length, width))
@@ -312,7 +324,7 @@ def _transformer(rng: np.random.Generator) -> tuple[Net, str]:
     return net, x
 
 
-def _patches(rng: np.random.Generator) -> tuple[Net, str]:
+def _patches(rng: Draw) -> tuple[Net, str]:
     """Cutting a picture into patches, tokens, and what mixes around them."""
     size = int(rng.choice([4, 8, 16]))
     side, width = size * int(rng.choice([6, 8, 12, 14])), draw_channels(rng, 32, 256)

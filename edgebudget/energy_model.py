@@ -107,8 +107,7 @@ class EnergyModel:
                 hint="measure such work and fit again",
             )
         value = 1e3 * sum(self.joules[k] * v for k, v in features.items())
-        error = f"median error {self.median_error:.1%}, 90 % within {self.p90_error:.1%}"
-        how = f"energy model of {self.count} measured samples, {error}, cross-validated"
+        how = f"energy model of {self.count} measured samples, {self.error_words}"
         if beyond:
             how += f"; extrapolated, so that its error is not known: {beyond[0]}"
         return Figure(
@@ -119,6 +118,12 @@ class EnergyModel:
             count=self.count,
             spread=None if beyond else value * self.median_error,
         )
+
+    @property
+    def error_words(self) -> str:
+        """For the `how` of a figure."""
+        error = f"median error {self.median_error:.1%}, 90 % within {self.p90_error:.1%}"
+        return f"{error}, cross-validated"
 
     def _far(self, feature: str, value: float) -> str:
         low, high = self.smallest[feature], self.largest[feature]

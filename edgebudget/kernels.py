@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgebudget.energy_model import Work
 from edgebudget_runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -94,12 +95,28 @@ def _filled(channels: int) -> float:
 class Observation:
     """One file's time, and that of each kernel as the engine's own clock told it.
 
-    `kernel_us` is empty where the engine tells the time of whole runs alone.
+    `kernel_us` is empty where the engine tells the time of whole runs alone. `energy_mj` is what
+    one run adds to the device's idle power; None where no counter tells.
     """
 
     total_ms: float
     kernels: tuple[Kernel, ...]
     kernel_us: tuple[float, ...]
+    energy_mj: float | None = None
+
+
+def work_of(kernels: Sequence[Kernel], ms: float) -> Work:
+    """What kernels that take `ms` together do, as far as energy is concerned.
+
+    Bytes are those of an engine that keeps nothing on the chip between kernels.
+    """
+    macs: dict[str, float] = {}
+    for kernel in kernels:
+        name = "float16" if kernel.kind.endswith(".half") else "float32"
+        name = "int8" if kernel.kind.startswith("Q") or "nteger" in kernel.kind else name
+        macs[name] = macs.get(name, 0.0) + kernel.macs
+    moved = sum(k.moved for k in kernels)
+    return Work(macs=macs, bytes={"dram": moved}, seconds=ms / 1e3)
 
 
 def matrix(kernels: Sequence[Kernel]) -> Array:

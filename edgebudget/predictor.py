@@ -1,9 +1,10 @@
-"""A latency predictor of one device and engine: data, checked before use, never code.
+"""A predictor of latency and energy on one device and engine: data, checked, never code.
 
 Each kind of kernel has a regressor on the logarithm of its time: a power law of the kernel's sizes,
 and boosted trees on what the power law leaves. A network's time is the sum over its kernels and a
 floor for each run ("nn-Meter: Towards Accurate Latency Prediction of Deep-Learning Model Inference
-on Diverse Edge Devices", 2021), and what starting each kernel takes.
+on Diverse Edge Devices", 2021), and what starting each kernel takes. Energy, where a counter told
+it to the calibration, is that of the kernels' work and of the predicted time.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgebudget.kernels import FEATURES, Kernel, by_kind, matrix
+from edgebudget.energy_model import EnergyModel
+from edgebudget.kernels import FEATURES, Kernel, by_kind, matrix, work_of
 from edgebudget_runtime import codec
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.device_id import Device
-from edgebudget_runtime.errors import ArtifactError, TargetError
+from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from edgebudget.workload import Array
 
-SCHEMA = 2
+SCHEMA = 3
 _MOST_BYTES = 8_000_000
 _MOST_NODES = 100_000  # of the trees of one regressor
 
@@ -125,6 +127,7 @@ class Predictor:
     floor_us: float  # of one run, whatever it runs
     each_us: float  # of starting a kernel, where the regressors' times are without
     regressors: Mapping[str, Regressor]
+    energy: EnergyModel | None = None  # what a run adds to idle power
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -145,7 +148,7 @@ class Predictor:
         return times
 
     def figure(self, kernels: Sequence[Kernel]) -> Figure:
-        """The prediction with its error, as a modelled figure."""
+        """The predicted latency with its error, as a modelled figure."""
         unknown = sorted({k.kind for k in kernels} - set(self.regressors))
         beyond = f"; no {', '.join(unknown)} among the kernels it knows" if unknown else ""
         engine = f"{self.device.engine} {self.device.engine_version}"
@@ -155,6 +158,19 @@ class Predictor:
             how=f"predicted for {engine} from {len(kernels)} kernels, {self.errors.words}{beyond}",
             device=self.device.cpu,
         )
+
+    def energy_figure(self, kernels: Sequence[Kernel]) -> Figure:
+        """The predicted energy in mJ, idle power subtracted, with its error.
+
+        Unknown where no counter told any, or none of work of such a kind or size.
+        """
+        why = "no energy counter answered when this device was calibrated"
+        if self.energy is not None:
+            try:
+                return self.energy.predict(work_of(kernels, self.milliseconds(kernels)))
+            except UsageError as e:
+                why = e.what
+        return Figure(value=None, evidence="unknown", how=why, device=self.device.cpu)
 
     def check(self, device: Device) -> None:
         """Refuse to speak about another device, engine or version.

@@ -1,4 +1,4 @@
-"""Fit a latency predictor to what a calibration saw.
+"""Fit a predictor of latency, and of energy, to what a calibration saw.
 
 The engine's clock adds a time to each kernel that an unprofiled run does not have; it and the floor
 of a run are what makes the sums of kernels meet the networks' own times. Regressors then see the
@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebudget.kernels import FEATURES, Kernel, Observation, by_kind, matrix
+from edgebudget import energy_model
+from edgebudget.energy_model import Sample
+from edgebudget.kernels import FEATURES, Kernel, Observation, by_kind, matrix, work_of
 from edgebudget.predictor import Errors, Predictor, Regressor, Trees
 from edgebudget.predictor_totals import fit_totals
 from edgebudget_runtime.errors import TargetError
 
 if TYPE_CHECKING:
+    from edgebudget.energy_model import EnergyModel
     from edgebudget.workload import Array
     from edgebudget_runtime.device_id import Device
 
@@ -38,6 +41,7 @@ _TREES: Mapping[str, Any] = {
 }
 _SHARINGS = 3  # turns of sharing runs out to their kernels
 _MOST_LEFT = 10.0  # times what laws say, or a tenth: beyond it, a run tells nothing of kernels
+_METERED = 40  # runs whose energy must be known
 _CHAIN = "c"  # what the names of chains begin with
 _USUAL_US = 5.0  # shorter kernels weigh less: their error hardly shows in a network
 
@@ -63,15 +67,48 @@ def fit(device: Device, seen: Mapping[str, Observation]) -> Predictor:
     numbers = np.array([int(n[:-1]) for n in names])
     shuffled = np.random.default_rng(0).permutation(int(numbers.max()) + 1)
     fold = shuffled[numbers] % _FOLDS
-    predicted = np.empty(len(observations))
+    predicted, energies = np.empty(len(observations)), np.full(len(observations), np.nan)
     for k in range(_FOLDS):
-        left_in = [o for o, f in zip(observations, fold, strict=True) if f != k]
-        partial = _fitted(device, [*left_in, *chains])
+        left_in = [*(o for o, f in zip(observations, fold, strict=True) if f != k), *chains]
+        partial, model = _fitted(device, left_in), _energy(device, left_in)
         for i in np.flatnonzero(fold == k):
-            predicted[i] = partial.milliseconds(observations[i].kernels)
+            kernels = observations[i].kernels
+            predicted[i] = partial.milliseconds(kernels)
+            if model is not None and observations[i].energy_mj is not None:
+                work = work_of(kernels, float(predicted[i]))
+                energies[i] = model.predict(work, extrapolate=True).value
     actual = np.array([o.total_ms for o in observations])
+    energy = _energy(device, [*observations, *chains])
+    if energy is not None:
+        energy = _judged(energy, energies, observations)
     whole = _fitted(device, [*observations, *chains])
-    return dataclasses.replace(whole, errors=errors_of(predicted, actual))
+    return dataclasses.replace(whole, errors=errors_of(predicted, actual), energy=energy)
+
+
+def _energy(device: Device, observations: Sequence[Observation]) -> EnergyModel | None:
+    """Of the runs whose energy a counter told; None where those are too few."""
+    samples = [
+        Sample(work=work_of(o.kernels, o.total_ms), joules=o.energy_mj / 1e3)
+        for o in observations
+        if o.energy_mj is not None
+    ]
+    if len(samples) < _METERED:
+        return None
+    engine, version = device.engine, device.engine_version
+    return energy_model.fit(samples, device=device.cpu, engine=engine, engine_version=version)
+
+
+def _judged(
+    model: EnergyModel, predicted: Array, observations: Sequence[Observation]
+) -> EnergyModel:
+    """With the error of predictions [N] from predicted times, nan where nothing was measured."""
+    told = ~np.isnan(predicted)
+    actual = np.array([o.energy_mj or np.nan for o in observations])[told]
+    off = np.abs(predicted[told] - actual) / actual
+    median, p90 = (round(float(np.percentile(off, q)), 4) for q in (50, 90))
+    return dataclasses.replace(
+        model, median_error=median, p90_error=p90, folds=_FOLDS, count=len(off)
+    )
 
 
 def errors_of(predicted: Array, actual: Array) -> Errors:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _RIDGE, _FAMILY_RIDGE, _KIND_RIDGE = 1e-3, 0.03, 0.3  # of slopes that all, families, kinds have
 _HUBER = 0.3  # of a logarithm, beyond which a run counts as disturbed
 _LOWEST, _HIGHEST = -12.0, 16.0  # logarithms of a kernel's microseconds
-_FIRST_EACH = -2.0  # logarithm of the microseconds that starting a kernel takes, to begin with
+_FIRST = 0.5  # of the shortest run, and of the least that a kernel took: the fit begins there
 _TURNS = 500
 
 
@@ -71,10 +71,13 @@ class _Problem:
         self._total = np.log([o.total_ms * 1e3 for o in observations])
 
     def start(self) -> Array:
-        """Every kernel takes some microseconds, whatever it is."""
+        """The shortest run is half its floor; every kernel takes as long, whatever it is."""
         columns = self._x.shape[1]
         first = np.zeros(columns * (1 + len(self._families) + len(self._kinds)) + 2)
-        first[0], first[-1] = 2.0, _FIRST_EACH
+        shortest = np.exp(self._total.min())
+        least = np.log((np.exp(self._total) - _FIRST * shortest) / self._count).min()
+        first[0] = first[-1] = least + np.log(_FIRST)
+        first[-2] = np.log(_FIRST * shortest)
         return first
 
     def loss(self, vector: Array) -> tuple[float, Array]:

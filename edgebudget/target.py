@@ -204,11 +204,20 @@ class TellsKernels(Protocol):
         ...
 
     def observe(self, file: Path) -> Observation:
-        """The time of one run and of each kernel, in a fraction of a second.
+        """The time of one run and of each kernel, in a fraction of a second; its energy if told.
 
         Raises:
             ArtifactError: EB510, the engine refuses the file.
         """
+        ...
+
+
+@runtime_checkable
+class Halves(Protocol):
+    """A target that writes half precision of its own accord."""
+
+    def single(self) -> CalibratedTarget:
+        """The same target, whose files stay in single precision."""
         ...
 
 

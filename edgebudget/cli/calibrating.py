@@ -10,7 +10,7 @@ import typer
 from edgebudget.cli import options as o
 from edgebudget.cli.output import write, write_json
 from edgebudget.cli.progress import listening
-from edgebudget_runtime.errors import UnsupportedError
+from edgebudget_runtime.errors import TargetError, UnsupportedError
 
 if TYPE_CHECKING:
     from edgebudget.predictor import Predictor
@@ -43,7 +43,7 @@ def calibrate(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Time a few hundred kernels on a device, and fit the predictor of its latency.
+    """Time a few hundred kernels on a device, and fit the predictor of its latency and energy.
 
     A run that is interrupted goes on where it ended.
     """
@@ -76,7 +76,11 @@ def calibrate(
     write(
         f"{len(found.regressors)} kinds of kernels, {kernels} timed, floor {found.floor_us:.1f} us"
     )
-    write(found.errors.words)
+    write(f"latency, {found.errors.words}")
+    if found.energy is None:
+        write("energy: unknown, no counter answers here (`edgebudget doctor`)")
+    else:
+        write(f"energy, {found.energy.error_words}")
     write(f"predictor {kept}")
 
 
@@ -85,7 +89,10 @@ def _calibrated(device: str, name: str) -> CalibratedTarget:
     from edgebudget.target import TellsKernels
 
     target = target_registry.get(name)
-    if device != "local" or not isinstance(target, TellsKernels):
+    known = device == "local" and isinstance(target, TellsKernels)
+    if known and not (state := target.available()).ok:
+        raise TargetError("EB601", f"{name}: {state.why}", hint=state.install)
+    if not isinstance(target, TellsKernels) or not (known and "latency_ms" in target.spec.tells):
         what = f"device {device!r}" if device != "local" else f"target {name!r}"
         raise UnsupportedError(
             "EB246",
@@ -104,6 +111,12 @@ def _plain(found: Predictor, kept: Path, skipped: int) -> dict[str, object]:
         "median_error": found.errors.median,
         "p90_error": found.errors.p90,
         "rank_correlation": found.errors.rank_correlation,
+        "energy": None
+        if found.energy is None
+        else {
+            "median_error": found.energy.median_error,
+            "p90_error": found.energy.p90_error,
+        },
         "damaged_lines": skipped,
         "kernels": {k: r.count for k, r in sorted(found.regressors.items())},
     }

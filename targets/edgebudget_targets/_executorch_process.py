@@ -1,4 +1,4 @@
-"""Talking to an ExecuTorch process, and surviving whatever happens to it."""
+"""Talking to an engine's process, mostly ExecuTorch's, and surviving whatever happens to it."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ class EngineRefused(Exception):
 
 
 class Worker:
-    """One ExecuTorch process; it ends with this object.
+    """One process of an engine; it ends with this object.
 
     A request may take `limit_s` seconds.
     """
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit = limit_s
+    def __init__(
+        self, limit_s: float, command: Sequence[str] = (), engine: str = "ExecuTorch"
+    ) -> None:
+        self._limit, self._engine = limit_s, engine
         self._log: IO[bytes] = tempfile.TemporaryFile()
         # The worker must find this package however this process did.
         paths = os.pathsep.join(p for p in sys.path if p)
         self._process = subprocess.Popen(
-            COMMAND,
+            command or COMMAND,
             env={**os.environ, "PYTHONPATH": paths},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -78,7 +80,7 @@ class Worker:
             self._process.wait()
             raise TargetError(
                 "EB610",
-                f"ExecuTorch crashed ({_death(self._process.returncode)}){self._said()}",
+                f"{self._engine} crashed ({_death(self._process.returncode)}){self._said()}",
                 hint="`edgebudget doctor` shows the versions for a report",
             ) from None
         except BaseException:  # Ctrl-C too: half an answer makes the next one unreadable
@@ -98,7 +100,7 @@ class Worker:
             if time.monotonic() >= deadline:
                 raise TargetError(
                     "EB611",
-                    f"ExecuTorch gave no answer within {self._limit:.0f} s",
+                    f"{self._engine} gave no answer within {self._limit:.0f} s",
                     hint="free the machine of other work, or compile a smaller model",
                 )
 

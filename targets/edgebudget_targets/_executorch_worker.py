@@ -6,10 +6,6 @@ streams (see `_pipe`) until they are closed. What the engine says itself goes to
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,38 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from edgebudget_runtime.errors import EdgeBudgetError
 from edgebudget_runtime.executorch_program import Method, bindings
-from edgebudget_targets._pipe import receive, send
+from edgebudget_targets._pipe import Message, serve
 
-_PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
 _WARM_UP = 5
 _BURST_S, _LEAST, _MOST = 0.06, 8, 60  # of one burst of runs
-Message = dict[str, Any]
 
 
 def main() -> None:
     """Answer until the other side is gone."""
-    if sys.platform == "linux":  # a killed compile must not leave an engine running
-        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not get between the messages
-    engine = _Engine()
-    while True:
-        try:
-            request, arrays = receive(sys.stdin.buffer)
-        except EOFError:
-            break
-        try:
-            reply, results = engine.answer(request, arrays)
-            send(answers, {"ok": True, **reply}, results)
-        except EdgeBudgetError as e:
-            error = {"kind": type(e).__name__, "code": e.code, "what": e.what, "hint": e.hint}
-            send(answers, {"ok": False, **error})
-        except Exception as e:  # the engine raises a dozen unrelated types
-            send(answers, {"ok": False, "kind": "", "what": f"{type(e).__name__}: {e}"})
-    sys.stderr.flush()
-    os._exit(0)  # the engine's own clean-up at exit has crashed
+    serve(_Engine().answer)
 
 
 class _Engine:

@@ -151,7 +151,7 @@ def run_job(
             )
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if not result["ok"]:
-            raise _failure(" ".join(str(result["error"]).split()), device)
+            raise failure(" ".join(str(result["error"]).split()), device)
         return result, {k: np.load(folder / f"output{i}.npy") for i, k in enumerate(outputs)}
 
 
@@ -188,7 +188,8 @@ def _wait(folder: Path, python: str, limit_s: float, device: str) -> tuple[str, 
     return (signal.Signals(-status).name if status < 0 else f"exit status {status}"), said
 
 
-def _failure(error: str, device: str) -> TargetError | ArtifactError:
+def failure(error: str, device: str) -> TargetError | ArtifactError:
+    """What the engine said, as an error of ours."""
     if _NOT_ALL_GPU in error:
         return NotAllOnGpu(
             "EB613",

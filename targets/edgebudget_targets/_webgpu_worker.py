@@ -49,7 +49,7 @@ def main() -> None:
 def _do(job: Settings) -> Settings:
     if job["action"] == "probe":
         return _probe()
-    sessions = [_session(m, job) for m in job["models"]]
+    sessions = [open_session(m, job) for m in job["models"]]
     if job["action"] == "run":
         _run(sessions[0], job)
     if job["action"] == "time":
@@ -63,7 +63,7 @@ def _do(job: Settings) -> Settings:
 
 def _probe() -> Settings:
     found: Settings = {"onnxruntime": ort.__version__, "plugin": "", "vendor": 0, "device": 0}
-    device = _device()
+    device = _find_device()
     if device is not None:
         found |= {
             "plugin": device.ep_metadata.get("version", ""),
@@ -71,14 +71,14 @@ def _probe() -> Settings:
             "device": device.device.device_id,
         }
     # A device may be listed without a driver for it: only a session asks for the adapter.
-    session = _session(base64.b64decode(_SMALLEST), {})
+    session = open_session(base64.b64decode(_SMALLEST), {})
     (y,) = session.run(None, {"x": np.array([-1, 0, 1, 2], np.float32)})
     if y.tolist() != [0, 0, 1, 2]:
         raise RuntimeError(f"the adapter computes Relu wrong: {y.tolist()}")
     return found
 
 
-def _device() -> Any:
+def _find_device() -> Any:
     """The plug-in's device; None where the provider is built into this ONNX Runtime."""
     known = [d for d in ort.get_ep_devices() if d.ep_name == _PROVIDER]
     if known:  # asked first: once registered, a plug-in is listed among the built-in providers
@@ -94,7 +94,8 @@ def _device() -> Any:
     return known[0]
 
 
-def _session(model: str | bytes, job: Settings) -> Any:
+def open_session(model: str | bytes, job: Settings) -> Any:
+    """A session on the GPU alone, unless the job allows the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 0 if job.get("verbose") else 3
     options.intra_op_num_threads = 1
@@ -105,7 +106,7 @@ def _session(model: str | bytes, job: Settings) -> Any:
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     given: dict[str, Any] = {}
-    device = _device()
+    device = _find_device()
     if device is None:
         given["providers"] = [
             _PROVIDER,

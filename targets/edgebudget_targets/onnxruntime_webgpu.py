@@ -1,11 +1,13 @@
-"""GPUs through ONNX Runtime's WebGPU plug-in: half or single precision, latency measured.
+"""GPUs through ONNX Runtime's WebGPU plug-in: half or single precision, time and energy measured.
 
 Without a GPU the same shaders can run on software Vulkan, which shows whether they compute the
-right numbers and nothing about time.
+right numbers and nothing about time. A device that comes with a predictor has latency and energy
+predicted wherever it is not the GPU of this machine.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,23 +16,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgebudget import predictor as predictors
+from edgebudget.energy.metering import SECONDS, counter_of
+from edgebudget.kernels import Observation
 from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Executor, Lowered, NodePlacement, Placement, TargetSpec
-from edgebudget_runtime.cost import Figure
+from edgebudget_runtime import codec
+from edgebudget_runtime.cost import UNKNOWN, Figure
+from edgebudget_runtime.device_id import here
 from edgebudget_runtime.errors import TargetError, UsageError
+from edgebudget_targets import _webgpu_kernels
 from edgebudget_targets._executor import CpuExecutor, Shape, chunks
+from edgebudget_targets._executorch_process import EngineRefused, Worker
 from edgebudget_targets._onnx_file import read_segment, write_segment
-from edgebudget_targets._webgpu_process import NotAllOnGpu, find_engine, run_job
+from edgebudget_targets._webgpu_process import NotAllOnGpu, failure, find_engine, run_job
 
 if TYPE_CHECKING:
     import onnx
 
+    from edgebudget.kernels import Kernel
+    from edgebudget.predictor import Predictor
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
+    from edgebudget_runtime.cost import Resource
+    from edgebudget_runtime.device_id import Device
 
 _CPU = "CPUExecutionProvider"
+_OBSERVE = (sys.executable, "-P", "-m", "edgebudget_targets._webgpu_observer")
+_OBSERVED_S = 0.6  # of runs for one energy in a calibration
+_BOTH: tuple[Resource, ...] = ("latency_ms", "energy_mj")
 _WARM_UP = 20  # the first runs compile shaders and raise the clock
 _COMPARED = 50  # runs of each file
 _START_S, _INPUT_S = 600.0, 900.0  # software Vulkan takes seconds where a GPU takes milliseconds
@@ -41,12 +57,17 @@ class WebGpuTarget:
 
     def __init__(self, spec: TargetSpec) -> None:
         self._engine = find_engine()
-        measured = bool(self._engine.python) and not self._engine.software
-        self.spec = replace(
-            spec,
-            device=self._engine.adapter or spec.device,
-            tells=("latency_ms",) if measured else (),
-        )
+        self._observer: Worker | None = None
+        self._predictor = _shipped(spec.options.get("predictor", ""))
+        adapter, answers = self._engine.adapter, bool(self._engine.python)
+        if self._predictor is not None and adapter != spec.device:
+            tells = _BOTH if self._predictor.energy else _BOTH[:1]
+        else:
+            self._predictor = None
+            spec = replace(spec, device=adapter or spec.device)
+            measured = answers and not self._engine.software
+            tells = (_BOTH if counter_of("gpu")[0] else _BOTH[:1]) if measured else ()
+        self.spec = replace(spec, tells=tells)
 
     def available(self) -> Availability:
         """Whether a GPU, or software Vulkan in its place, answers here."""
@@ -120,12 +141,19 @@ class WebGpuTarget:
     ) -> Figure:
         """A statistic of one run in ms, with input and output copied; unknown without a GPU.
 
+        Of another GPU that has a predictor, the predicted usual time.
+
         Raises:
             ArtifactError: EB510, the file is no valid model.
             TargetError: as `placement`; EB613 also where nodes are left to the CPU.
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
         """
         device = self.spec.device
+        if self._predictor is not None:
+            if statistic in ("p50", "mean"):
+                return self._predictor.figure(self.kernels(file))
+            why = f"no {statistic} is predicted"
+            return Figure(value=None, evidence="unknown", how=why, device=device)
         if self._engine.software:
             why = "no GPU here: software Vulkan shows numbers, not time"
             return Figure(value=None, evidence="unknown", how=why, device=device)
@@ -139,10 +167,73 @@ class WebGpuTarget:
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
-        if self._engine.software:
+        if self._engine.software or self._predictor is not None:
             return None
         mine, theirs = self.times([file, other], inputs, _COMPARED)
         return float(np.median(mine / theirs))
+
+    def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
+        """Energy of one input in mJ beyond idle power: by the GPU's own counter, or predicted.
+
+        Raises:
+            ArtifactError: EB510, the file is no valid model.
+            TargetError: EB610 the engine crashed, EB611 it took too long, EB613 it failed.
+        """
+        device = self.spec.device
+        if self._predictor is not None:
+            return self._predictor.energy_figure(self.kernels(file))
+        if self._engine.software:
+            why = "no GPU here: software Vulkan says nothing about energy"
+            return Figure(value=None, evidence="unknown", how=why, device=device)
+        shapes, _ = interface(read_segment(file, weights=False))
+        _, found = self._observed(file, list(next(chunks(inputs, shapes)).values()), SECONDS)
+        return replace(found, device=device)
+
+    def single(self) -> WebGpuTarget:
+        """The same target, whose files stay in single precision."""
+        return WebGpuTarget(replace(self.spec, activation_dtypes=("float32",)))
+
+    def device(self) -> Device:
+        """The GPU with the host that feeds it, the plug-in's version, one thread."""
+        host = here(self.spec.engine, self._engine.version, 1)
+        return replace(host, cpu=f"{self._engine.adapter}, fed by {host.cpu}")
+
+    def kernels(self, file: Path) -> tuple[Kernel, ...]:
+        """Every kernel of one run, by rules of ours.
+
+        Raises:
+            ArtifactError: EB510, the file is no valid model.
+            UnsupportedError: EB2xx, a shape or an operator of it is not known.
+        """
+        return _webgpu_kernels.kernels(read_segment(file))
+
+    def observe(self, file: Path) -> Observation:
+        """The usual time of one run in a short burst, and its energy where the GPU counts it.
+
+        Raises:
+            ArtifactError: EB510, the file cannot be loaded.
+            TargetError: EB601 there is no GPU, EB610 its engine crashed, EB611 it took too long.
+        """
+        from edgebudget.graph import probe, specs
+
+        self._require()
+        noise = list(probe(specs(read_segment(file))).values())
+        seconds = _OBSERVED_S if "energy_mj" in self.spec.tells else 0.0
+        ms, energy = self._observed(file, noise, seconds)
+        return Observation(float(np.median(ms)), self.kernels(file), (), energy.value)
+
+    def _observed(
+        self, file: Path, inputs: Sequence[Array], energy_s: float
+    ) -> tuple[Array, Figure]:
+        if self._observer is None or not self._observer.alive:
+            self._observer = Worker(_START_S, _OBSERVE, "the WebGPU engine")
+        request = {"file": str(file.resolve()), "energy_s": energy_s}
+        try:
+            reply, (ms,) = self._observer.ask(request, inputs)
+        except EngineRefused as e:
+            raise failure(str(e), self.spec.device) from e
+        told = reply.get("energy")
+        return ms, UNKNOWN if told is None else codec.decode(Figure, told)
 
     def times(
         self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
@@ -210,6 +301,11 @@ class _OnGpu:
         pieces = {k: np.stack([p[k] for p in parts]) for k in self._shapes}
         _, found = self._target.job({"action": "run"}, [self._file], pieces, self._outputs)
         return found
+
+
+def _shipped(name: str) -> Predictor | None:
+    """A predictor that comes with this package."""
+    return predictors.read(Path(__file__).parent / "predictors" / name) if name else None
 
 
 def interface(model: onnx.ModelProto) -> tuple[dict[str, Shape], list[str]]:

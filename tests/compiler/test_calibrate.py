@@ -75,7 +75,7 @@ def test_the_law_of_a_device_is_found(tmp_path: Path) -> None:
     assert found.floor_us == pytest.approx(4.0, rel=1e-3)
     assert found.encode() == Predictor.decode(found.encode()).encode()
     new = machine.observe(
-        work._lowered(machine, work.Unit(1000, integer=False), tmp_path)  # type: ignore[arg-type]
+        work._lowered(machine, work.Unit(1000, reduced=False), tmp_path)  # type: ignore[arg-type]
     )
     figure = found.figure(new.kernels)
     assert figure.value == pytest.approx(new.total_ms, rel=0.6)
@@ -228,7 +228,7 @@ def test_a_third_partys_predictor_is_data(tmp_path: Path) -> None:
     [
         lambda raw: raw[: len(raw) // 2],
         lambda raw: b"\x80\x04pickle",
-        lambda raw: raw.replace(b'"schema":2', b'"schema":1'),
+        lambda raw: raw.replace(b'"schema":3', b'"schema":1'),
         lambda raw: raw.replace(b'"floor_us":10.0', b'"floor_us":-1.0'),
         lambda raw: raw.replace(b'"*"', b'"?"'),
         lambda raw: raw.replace(b'"roots":[]', b'"roots":[5]'),

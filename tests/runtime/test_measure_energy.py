@@ -202,7 +202,7 @@ def test_idle_power_is_taken_off_and_both_figures_are_kept() -> None:
 def test_intervals_with_a_reset_are_left_out() -> None:
     bench = Bench()
     idle = meter.idle_power(bench, 1.0, bench.clock, bench.sleep)
-    bench.faults = {bench.reads + 2, bench.reads + 6}
+    bench.faults = {bench.reads + 4, bench.reads + 12}  # four readings an interval
     found = meter.inference(bench, bench.run, idle, 1.0, bench.clock)
     assert found.net_mj.value == pytest.approx(500.0)
     assert found.net_mj.count == 3
@@ -210,6 +210,24 @@ def test_intervals_with_a_reset_are_left_out() -> None:
     nothing = meter.inference(bench, bench.run, idle, 1.0, bench.clock)
     assert nothing.net_mj.value is nothing.gross_mj.value is None
     assert "no usable interval" in nothing.net_mj.how
+
+
+@pytest.mark.parametrize("begins", [0.0, 0.03, 0.07])
+def test_a_counter_that_moves_ten_times_a_second_is_read_where_it_moves(begins: float) -> None:
+    class Slow(Bench):
+        shown, moved = 0.0, 0.0
+
+        def read(self) -> Reading | None:
+            if self.now - self.moved >= 0.1:
+                self.shown, self.moved = self.used, self.now - self.now % 0.1
+            return Reading(self.now, (self.shown,))
+
+    bench = Slow(run_s=0.001, run_j=0.05)
+    bench.sleep(begins)
+    idle = Figure(value=10.0, evidence="measured")
+    found = meter.inference(bench, bench.run, idle, 1.0, bench.clock)
+    assert found.gross_mj.value == pytest.approx(60.0, rel=0.01)
+    assert found.net_mj.value == pytest.approx(50.0, rel=0.01)
 
 
 def test_without_idle_power_only_the_whole_is_told() -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from edgebudget_runtime.cost import Figure
 from edgebudget_runtime.measure.conditions import unknown
-from edgebudget_runtime.measure.counters import Counter
+from edgebudget_runtime.measure.counters import Counter, Reading
 
 _INTERVALS = 5
+_MOVES_S = 0.25  # within which a counter that is read while work goes on shows something new
 _RESOLUTION = 1e-6  # of the whole: no counter tells less
 
 
@@ -58,20 +59,22 @@ def inference(
 ) -> Energy:
     """Millijoules of one inference; `run` does some, tells how many, and is repeated for `seconds`.
 
-    Energy is the counter's: all that happens on that part of the device is in it. Unknown where
-    the counter gave nothing usable, or where the run does not stand out of the idle power by more
-    than what either of them varies.
+    Energy is the counter's: all that happens on that part of the device is in it. An interval
+    begins and ends where the counter moves: some move ten times a second. Unknown where the
+    counter gave nothing usable, or where the run does not stand out of the idle power by more than
+    what either of them varies.
     """
     gross: list[float] = []
     net: list[float] = []
     doubt: list[float] = []
     idle = idle_w.value
     for _ in range(_INTERVALS):
-        before = counter.read()
+        before, _ = _move(counter, run, clock)
         ended, count = clock() + seconds / _INTERVALS, 0
         while count == 0 or clock() < ended:
             count += max(run(), 1)
-        after = counter.read()
+        after, more = _move(counter, run, clock)
+        count += more
         joules = None if before is None or after is None else counter.joules(before, after)
         if not joules or before is None or after is None:
             continue
@@ -90,6 +93,18 @@ def inference(
     if added.value is None or added.value <= noise:
         return Energy(unknown(f"{counter.name}: does not stand out of idle power"), whole)
     return Energy(added, whole)
+
+
+def _move(
+    counter: Counter, run: Callable[[], int], clock: Callable[[], float]
+) -> tuple[Reading | None, int]:
+    """Run until the counter moves: what it shows then, and how many runs that took."""
+    first, until, count = counter.read(), clock() + _MOVES_S, 0
+    while True:
+        count += max(run(), 1)
+        now = counter.read()
+        if now is None or first is None or now.values != first.values or clock() > until:
+            return now, count
 
 
 def _figure(values: Sequence[float], how: str) -> Figure:

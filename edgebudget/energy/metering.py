@@ -1,0 +1,53 @@
+"""Energy of a run on this machine, from whatever counter its processor has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from edgebudget.energy import LOCAL_COUNTERS
+from edgebudget_runtime.cost import Figure
+from edgebudget_runtime.measure import meter
+from edgebudget_runtime.measure.conditions import unknown
+from edgebudget_runtime.measure.probe import find_counter
+
+if TYPE_CHECKING:
+    from edgebudget_runtime.measure.counters import Counter
+
+SECONDS = 2.5  # of runs: some counters move ten times a second
+# A GPU holds its clocks for seconds after work: an H200 draws 121 W then, and 79 W at rest.
+_SETTLE_S, _IDLE_S = 8.0, 2.5
+
+
+@cache
+def counter_of(family: str) -> tuple[Counter | None, str]:
+    """The counter of this machine's CPU or GPU, or None and why there is none; looked for once."""
+    return find_counter(family, LOCAL_COUNTERS)
+
+
+def metered(family: str, run: Callable[[], int], seconds: float = SECONDS) -> Figure:
+    """Millijoules that one inference adds to idle power, measured, or unknown with the reason.
+
+    `run` does some inferences and tells how many. All that happens on that part of the device is
+    counted. Idle power, that of a device at rest, is measured once in a process.
+    """
+    counter, why = counter_of(family)
+    if counter is None:
+        return unknown(why)
+    counter.start()
+    try:
+        run()
+        return meter.inference(counter, run, _idle(family), seconds).net_mj
+    finally:
+        counter.stop()
+
+
+@cache
+def _idle(family: str) -> Figure:
+    counter, why = counter_of(family)
+    if counter is None:
+        return unknown(why)
+    time.sleep(_SETTLE_S)
+    return meter.idle_power(counter, _IDLE_S)
