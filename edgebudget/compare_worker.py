@@ -64,6 +64,7 @@ def compared(settings: Mapping[str, Any]) -> tuple[Row, Cost]:
     Raises:
         EdgeBudgetError: whatever is wrong with the model, its data or the target.
     """
+    from edgebudget.energy_estimate import energy_of
     from edgebudget.job import prepare
     from edgebudget.pipeline import run_steps
     from edgebudget.planner import graph_steps
@@ -81,6 +82,7 @@ def compared(settings: Mapping[str, Any]) -> tuple[Row, Cost]:
         None if shape is None else tuple(shape),
         settings["seed"],
         ignore,
+        energy_model=settings["energy_model"],
     )
     try:
         notes: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ def compared(settings: Mapping[str, Any]) -> tuple[Row, Cost]:
             seen = look(lowered, built.program, job.target)
             inputs = _inputs(job)
             latency = job.target.latency(lowered.file, inputs, _REPEATS)
-            energy = _energy(job.target, lowered.file, inputs)
+            energy = energy_of(job.target, lowered.file, inputs, latency)
             quality = original = None
             if not settings["quick"]:
                 quality, original = _qualities(job, lowered.file)
@@ -135,12 +137,6 @@ def _inputs(job: Job) -> dict[str, Array]:
     source = job.workload.data.evaluation or job.workload.data.calibration
     assert source is not None  # quantization has refused its absence
     return {k: v[None] for k, v in source.sample(0).inputs.items()}
-
-
-def _energy(target: Target, file: Path, inputs: Mapping[str, Array]) -> Figure:
-    from edgebudget.target import TellsEnergy
-
-    return target.energy(file, inputs) if isinstance(target, TellsEnergy) else UNKNOWN
 
 
 def _traffic(target: Target, file: Path) -> Figure:

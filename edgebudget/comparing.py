@@ -80,6 +80,7 @@ def compare(
     data: str | None = None,
     task: str | None = None,
     input_shape: tuple[int, ...] | None = None,
+    energy_model: str | None = None,
     seed: int = 0,
     quick: bool = False,
     limit_s: float = LIMIT_S,
@@ -87,7 +88,8 @@ def compare(
 ) -> Comparison:
     """Export, quantize, count, place, time and (unless `quick`) evaluate `model` on each target.
 
-    Without data, `quick` quantizes on noise: costs depend on shapes and types alone.
+    Without data, `quick` quantizes on noise: costs depend on shapes and types alone. Energies that
+    nothing measures come from `energy_model`, a fitted file or a technology such as `7nm`.
 
     Raises:
         UsageError: EB140, no target has such a name; EB155, there are no targets.
@@ -102,6 +104,7 @@ def compare(
         "data": data,
         "task": task,
         "input_shape": None if input_shape is None else list(input_shape),
+        "energy_model": energy_model,
         "seed": seed,
         "quick": quick,
     }

@@ -55,6 +55,7 @@ def compile(
     task: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     max_batch: int = 1,
+    energy_model: str | None = None,
     plan: Path | Plan | None = None,
     seed: int = 0,
     verify: Depth = "sample",
@@ -67,7 +68,8 @@ def compile(
     `model` is a zoo name, `file.py:function`, `.pt2`, `.onnx`, or a Hugging Face folder or id.
     `elastic` makes several sub-networks, for the runtime to choose from; a model that comes with
     early exits keeps them in any case. `max_batch` inputs fit one call of the files, where the
-    target's engine can take several; limits and figures are for one.
+    target's engine can take several; limits and figures are for one. `energy_model` tells the
+    energies that nothing measures: a fitted file, or a technology such as `7nm`.
 
     Raises:
         UsageError: EB1xx, an argument or the plan is wrong.
@@ -82,7 +84,7 @@ def compile(
         given = load_plan(plan) if isinstance(plan, Path) else plan
         job = prepare(
             model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event,
-            max_batch=max_batch,
+            max_batch=max_batch, energy_model=energy_model,
         )  # fmt: skip
         with closing(job.setting.cache):
             if elastic is None and len(exit_outputs(job.start.program.outputs)) > 1:
@@ -114,6 +116,7 @@ def propose(
     task: str | None = None,
     input_shape: tuple[int, ...] | None = None,
     max_batch: int = 1,
+    energy_model: str | None = None,
     seed: int = 0,
     on_event: Emit = ignore,
 ) -> Proposal:
@@ -126,7 +129,7 @@ def propose(
     """
     job = prepare(
         model, target, budget or Budget(), weights, data, task, input_shape, seed, on_event,
-        max_batch=max_batch,
+        max_batch=max_batch, energy_model=energy_model,
     )  # fmt: skip
     with closing(job.setting.cache):
         proposal = fitted(job, planner.propose(job.setting, job.start))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edgebudget.plan import Plan, Step
     from edgebudget.planner import Proposal
     from edgebudget_runtime.budget import Limit
-    from edgebudget_runtime.cost import Cost
+    from edgebudget_runtime.cost import Cost, Resource
 
 _RUNS = 20
 _DRAFTS = 8  # how often the bound is tightened
@@ -235,6 +235,7 @@ def _draft_cost(job: Job, plan: Plan, known: _Known, share: float) -> Cost:
         cost, file = _lowered(job, steps, Path(name))
         budget = job.setting.budget
         cost = dear_cost(cost, job.target, file, job.workload, budget, _RUNS)
+        _check_told(job, cost)
         measured = cost.latency_ms.value
         if measured is not None and _over(job, cost, share) > 1.0:
             again = dear_cost(cost, job.target, file, job.workload, budget, _RUNS)
@@ -243,6 +244,19 @@ def _draft_cost(job: Job, plan: Plan, known: _Known, share: float) -> Cost:
         if measured is not None and (ms := _predicted(job, file)):
             known.scale = min(measured / ms, known.scale or math.inf)
     return cost
+
+
+def _check_told(job: Job, cost: Cost) -> None:
+    """Refuse before anything is spent what the target turns out not to tell."""
+    dear: tuple[Resource, ...] = ("latency_ms", "energy_mj")
+    for resource in dear:
+        if job.setting.budget.limit(resource) is not None and cost.get(resource).value is None:
+            raise InfeasibleError(
+                "EB403",
+                f"{resource} on {job.target.spec.name} is unknown here, and an unknown cost never "
+                f"satisfies a limit: {cost.get(resource).how}",
+                hint="limit --macs, --size or --memory instead, or compile for another target",
+            )
 
 
 def _lowered(job: Job, steps: Sequence[Step], folder: Path) -> tuple[Cost, Path]:

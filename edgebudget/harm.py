@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebudget import registry
+from edgebudget.energy_estimate import energy_of
 from edgebudget.events import Said
 from edgebudget.pipeline import Built, Setting, run_steps
 from edgebudget.plan import Step
@@ -29,7 +30,8 @@ def undo_harm(
     """Rebuild without the lossy steps that improve no budgeted resource on this target.
 
     Where no limit is set on what a step saves, latency measured on the target decides: the two
-    files run interleaved. Returns the program and the record of each step undone, with why.
+    files run interleaved; an energy that is limited and falls will do as well. Returns the program
+    and the record of each step undone, with why.
     """
     undone: dict[str, PassRecord] = {}
     if built.cut:  # rebuilding would train again, and there is no time left
@@ -76,6 +78,10 @@ def _no_faster(setting: Setting, target: Target, built: Built, without: Built, n
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as folder:
         new = target.lower(built.program, Path(folder), "with")
         old = target.lower(without.program, Path(folder), "without")
+        if setting.budget.limit("energy_mj") is not None:
+            mj, was = (energy_of(target, f, inputs).value for f in (new.file, old.file))
+            if mj is not None and was is not None and mj < was * _WORTH:
+                return ""
         ratio = target.compare(new.file, old.file, inputs)
     if ratio is None or ratio < _WORTH:
         return ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgebudget import target_registry
 from edgebudget.cache import Cache, key
+from edgebudget.energy_estimate import offer
 from edgebudget.evaluate import Predictions, predict, runner_of, score
 from edgebudget.events import Emit
 from edgebudget.facts import FACTS
@@ -53,13 +54,16 @@ def prepare(
     emit: Emit,
     *,
     max_batch: int = 1,
+    energy_model: str | None = None,
 ) -> Job:
     began = time.monotonic()
     the_target = _in_batches(target_registry.get(target), max_batch)
-    spec = the_target.spec
     state = the_target.available()
     if not state.ok:
-        raise TargetError("EB601", f"{spec.name}: {state.why}", hint=state.install)
+        raise TargetError("EB601", f"{the_target.spec.name}: {state.why}", hint=state.install)
+    if energy_model is not None:
+        offer(the_target, energy_model)
+    spec = the_target.spec
     workload = load_workload(
         model, weights=weights, data=data, task=task, input_shape=input_shape, seed=seed
     )
@@ -101,6 +105,7 @@ def prepare(
         "task": task,
         "input_shape": None if input_shape is None else list(input_shape),
         "max_batch": max_batch,
+        "energy_model": energy_model,
         "model_sha256": workload.digest,
         "limits": [f"{x.resource} <= {x.bound:.12g} ({x.statistic})" for x in budget.limits],
     }

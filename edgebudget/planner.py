@@ -155,12 +155,13 @@ def check_feasible(setting: Setting, found: Reach, baseline: Cost) -> None:
     for resource in dear:
         if budget.limit(resource) is not None and resource not in setting.target.tells:
             known = ", ".join(setting.target.tells) or "neither latency nor energy"
+            model = "give --energy-model, " if resource == "energy_mj" else ""
             raise InfeasibleError(
                 "EB403",
                 f"{resource} on {setting.target.name} is unknown here, and an unknown cost "
                 "never satisfies a limit",
-                hint=f"this target tells {known}: limit --macs, --size or --memory instead, or "
-                "compile for one that measures it (`edgebudget targets`)",
+                hint=f"this target tells {known}: limit --macs, --size or --memory instead, "
+                f"{model}or compile for one that measures it (`edgebudget targets`)",
             )
 
 

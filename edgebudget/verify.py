@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from edgebudget.energy_estimate import energy_of
 from edgebudget.evaluate import Predictions, predict, relative_drop, score
 from edgebudget.events import Emit, Said
 from edgebudget.latency_statistic import wanted
 from edgebudget.static_cost import static_cost
-from edgebudget.target import TellsEnergy
 from edgebudget_runtime.cost import Cost, Evidence, counted
 from edgebudget_runtime.errors import TargetError
 
@@ -166,8 +166,9 @@ def dear_cost(
     if statistic is not None:
         found = target.latency(file, inputs, repeats, statistic=statistic)
         cost = replace(cost, latency_ms=found)
-    if budget.limit("energy_mj") is not None and isinstance(target, TellsEnergy):
-        cost = replace(cost, energy_mj=target.energy(file, inputs))
+    if budget.limit("energy_mj") is not None:
+        known = cost.latency_ms if statistic == "p50" else None
+        cost = replace(cost, energy_mj=energy_of(target, file, inputs, known))
     return cost
 
 
@@ -226,7 +227,8 @@ def agreement_on(
     if spec.integers:
         return agree(exact, answers, indices, output_steps(file))
     steps = {k: max(float(np.max(np.abs(v))), 1e-30) * 2**-10 for k, v in exact.outputs.items()}
-    evidence: Evidence = "measured" if "latency_ms" in spec.tells else "simulated"
+    here = "latency_ms" in spec.tells and "predictor" not in spec.options
+    evidence: Evidence = "measured" if here else "simulated"
     found = agree(exact, answers, indices, steps)
     return replace(found, unit="steps of half precision", evidence=evidence)
 

@@ -33,6 +33,7 @@ def compare(
     task: o.Task = None,
     weights: o.Weights = None,
     input_shape: o.InputShape = None,
+    energy_model: o.EnergyModel = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Seconds that one target may take.")
     ] = 1800.0,
@@ -58,6 +59,7 @@ def compare(
             data=data,
             task=task,
             input_shape=o.parse_shape(input_shape),
+            energy_model=energy_model,
             seed=seed,
             quick=quick,
             limit_s=timeout,

@@ -43,6 +43,7 @@ def compile_(
     memory: o.Memory = None,
     latency: o.Latency = None,
     energy: o.Energy = None,
+    energy_model: o.EnergyModel = None,
     max_drop: o.MaxDrop = None,
     min_quality: o.MinQuality = None,
     max_fallback: o.MaxFallback = None,
@@ -91,8 +92,9 @@ def compile_(
 
         result = compiler.compile(
             model, out=out, target=target, budget=budget, weights=weights, data=data, task=task,
-            input_shape=shape, max_batch=max_batch, plan=plan, seed=seed, verify=verify.value,
-            force=force, elastic=_elastic(elastic, subnetworks, confidence), on_event=emit,
+            input_shape=shape, max_batch=max_batch, energy_model=energy_model, plan=plan, seed=seed,
+            verify=verify.value, force=force,
+            elastic=_elastic(elastic, subnetworks, confidence), on_event=emit,
         )  # fmt: skip
     if as_json:
         write_json(summary(result.out, result.manifest))
@@ -194,6 +196,7 @@ def plan(
     memory: o.Memory = None,
     latency: o.Latency = None,
     energy: o.Energy = None,
+    energy_model: o.EnergyModel = None,
     max_drop: o.MaxDrop = None,
     min_quality: o.MinQuality = None,
     max_fallback: o.MaxFallback = None,
@@ -223,7 +226,8 @@ def plan(
 
         proposal = compiler.propose(
             model, target=target, budget=budget, weights=weights, data=data, task=task,
-            input_shape=shape, max_batch=max_batch, seed=seed, on_event=emit,
+            input_shape=shape, max_batch=max_batch, energy_model=energy_model, seed=seed,
+            on_event=emit,
         )  # fmt: skip
     if out is not None:
         o.write_file(out, proposal.plan.to_toml())

@@ -54,6 +54,12 @@ Latency = Annotated[
     str | None, typer.Option("--latency", help="Of one input: 10ms, 10ms@p99 (p50 otherwise).")
 ]
 Energy = Annotated[str | None, typer.Option("--energy", help="Of one input: 5mJ.")]
+EnergyModel = Annotated[
+    str | None,
+    typer.Option(
+        "--energy-model", help="For energy that nothing measures: a fitted .json, 45nm, 7nm."
+    ),
+]
 MaxDrop = Annotated[
     str | None, typer.Option("--max-drop", help="Quality that may be lost, relative: 1%.")
 ]

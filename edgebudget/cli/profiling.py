@@ -47,12 +47,7 @@ def profile(
     ] = None,
     layers: Annotated[bool, typer.Option(help="Time every node, in runs of their own.")] = True,
     energy: Annotated[bool, typer.Option(help="Read the device's energy counters.")] = True,
-    energy_model: Annotated[
-        str | None,
-        typer.Option(
-            "--energy-model", help="For energy that nothing measures: a fitted .json, 45nm, 7nm."
-        ),
-    ] = None,
+    energy_model: o.EnergyModel = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the profile, for `frontier` and runners.")
     ] = None,

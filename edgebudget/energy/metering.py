@@ -14,6 +14,7 @@ from edgebudget_runtime.measure.conditions import unknown
 from edgebudget_runtime.measure.probe import find_counter
 
 if TYPE_CHECKING:
+    from edgebudget_runtime.cost import Resource
     from edgebudget_runtime.measure.counters import Counter
 
 SECONDS = 2.5  # of runs: some counters move ten times a second
@@ -25,6 +26,13 @@ _SETTLE_S, _IDLE_S = 8.0, 2.5
 def counter_of(family: str) -> tuple[Counter | None, str]:
     """The counter of this machine's CPU or GPU, or None and why there is none; looked for once."""
     return find_counter(family, LOCAL_COUNTERS)
+
+
+def told(tells: tuple[Resource, ...], family: str) -> tuple[Resource, ...]:
+    """What a target on this machine tells, with energy where its processor has a counter."""
+    if "energy_mj" in tells or counter_of(family)[0] is None:
+        return tells
+    return (*tells, "energy_mj")
 
 
 def metered(family: str, run: Callable[[], int], seconds: float = SECONDS) -> Figure:

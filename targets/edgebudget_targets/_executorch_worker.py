@@ -16,7 +16,7 @@ import numpy as np
 from edgebudget_runtime.executorch_program import Method, bindings
 from edgebudget_targets._pipe import Message, serve
 
-_WARM_UP = 5
+WARM_UP = 5  # runs before those that are timed
 _BURST_S, _LEAST, _MOST = 0.06, 8, 60  # of one burst of runs
 
 
@@ -84,7 +84,7 @@ class _Engine:
         """Milliseconds [files, repeats], the files taking turns."""
         runs = [m.prepared(arrays) for m in self._methods]
         seconds = np.empty((len(runs), repeats))
-        for turn in range(-_WARM_UP, repeats):
+        for turn in range(-WARM_UP, repeats):
             for i, run in enumerate(runs):
                 began = time.perf_counter()
                 run()
@@ -96,7 +96,7 @@ class _Engine:
 def _burst(method: Method, arrays: Sequence[Any]) -> Any:
     """Milliseconds [runs] of one program, warm, in a fraction of a second."""
     run, took = method.prepared(arrays), list[float]()
-    for _ in range(_WARM_UP):
+    for _ in range(WARM_UP):
         run()
     began = time.perf_counter()
     while len(took) < _LEAST or (len(took) < _MOST and time.perf_counter() - began < _BURST_S):

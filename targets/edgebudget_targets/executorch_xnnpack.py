@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.energy.metering import metered, told
 from edgebudget.kernels import Kernel, Observation
 from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
@@ -21,6 +22,7 @@ from edgebudget_runtime.device_id import Device, here
 from edgebudget_runtime.errors import ArtifactError, TargetError, UnsupportedError, UsageError
 from edgebudget_targets._executor import chunks
 from edgebudget_targets._executorch_process import EngineRefused, Worker, opened
+from edgebudget_targets._executorch_worker import WARM_UP
 from edgebudget_targets._onnx_file import write_segment
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ _INSTALL = 'pip install "edgebudget[executorch]"'
 _NEEDED = (("executorch", "1.4"), ("torchao", ""))  # and the version they must begin with
 _LOWER_S, _RUN_S = 1800.0, 600.0
 _COMPARED = 50  # runs of each file
+_METERED = 100  # runs between two looks at an energy counter
 _ONLY = "forward"
 _OWN, _OTHER = "xnnpack", "portable"
 _BATCH_GAP = 1e-4  # of an output's largest magnitude: float kernels add up in another order
@@ -42,7 +45,7 @@ class XnnpackTarget:
 
     def __init__(self, spec: TargetSpec) -> None:
         self._threads = int(spec.options["threads"])
-        self.spec = replace(spec, device=cpu_features().model)
+        self.spec = replace(spec, device=cpu_features().model, tells=told(spec.tells, "cpu"))
         self._compiler: Worker | None = None
         self._loaded: tuple[Path, Worker] | None = None  # by `placement`, for `open`
         self._observer: Worker | None = None
@@ -186,6 +189,29 @@ class XnnpackTarget:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
         mine, theirs = self._times([file, other], inputs, _COMPARED)
         return float(np.median(mine / theirs))
+
+    def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
+        """Energy of one run in mJ beyond idle power, by the processor's counter if it has one.
+
+        Raises:
+            ArtifactError: EB510, the file cannot be loaded.
+            TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long.
+            UsageError: EB142, an input is missing or has the wrong shape.
+        """
+        self._require()
+        first = list(next(chunks(inputs, _shapes(file))).values())
+        worker = opened([file], self._threads, _RUN_S)
+
+        def some() -> int:
+            worker.ask({"do": "time", "repeats": _METERED}, first)
+            return _METERED + WARM_UP
+
+        try:
+            return replace(metered("cpu", some), device=self.spec.device)
+        except EngineRefused as e:
+            raise _failed(str(e)) from e
+        finally:
+            worker.close()
 
     def device(self) -> Device:
         """This machine, ExecuTorch's version, and the threads of a measurement."""

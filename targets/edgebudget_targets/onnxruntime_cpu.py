@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.energy.metering import metered, told
 from edgebudget.latency_statistic import figure
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Lowered, NodePlacement, Placement, TargetSpec
@@ -43,6 +44,7 @@ class CpuTarget:
             spec,
             device=cpu.model,
             activation_dtypes=cpu.activations,
+            tells=told(spec.tells, "cpu"),
             options={**spec.options, "features": " ".join(sorted(cpu.flags))},
         )
 
@@ -105,6 +107,22 @@ class CpuTarget:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
         mine, theirs = self._times([file, other], inputs, _COMPARED)
         return float(np.median(mine / theirs))
+
+    def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
+        """Energy of one run in mJ beyond idle power, by the processor's counter if it has one.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses the file.
+            UsageError: EB142, an input is missing or has the wrong shape.
+        """
+        session = CpuSession(file, threads=self._threads)
+        first = next(chunks(inputs, session.shapes))
+
+        def once() -> int:
+            session.run(first)
+            return 1
+
+        return replace(metered("cpu", once), device=self.spec.device)
 
     def measure(
         self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgebudget import predictor as predictors
-from edgebudget.energy.metering import SECONDS, counter_of
+from edgebudget.energy.metering import SECONDS, told
 from edgebudget.kernels import Observation
 from edgebudget.latency_statistic import enough_runs, figure
 from edgebudget.session import CpuSession
@@ -64,9 +64,10 @@ class WebGpuTarget:
             tells = _BOTH if self._predictor.energy else _BOTH[:1]
         else:
             self._predictor = None
-            spec = replace(spec, device=adapter or spec.device)
+            options = {k: v for k, v in spec.options.items() if k != "predictor"}
+            spec = replace(spec, device=adapter or spec.device, options=options)
             measured = answers and not self._engine.software
-            tells = (_BOTH if counter_of("gpu")[0] else _BOTH[:1]) if measured else ()
+            tells = told(_BOTH[:1], "gpu") if measured else ()
         self.spec = replace(spec, tells=tells)
 
     def available(self) -> Availability:

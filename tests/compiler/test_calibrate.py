@@ -15,7 +15,7 @@ from edgebudget import calibrate as work
 from edgebudget import predictor_fit, predictors, target_registry
 from edgebudget.cli import main
 from edgebudget.events import Event, Said
-from edgebudget.kernels import FEATURES, Kernel, Observation
+from edgebudget.kernels import FEATURES, Kernel, Observation, work_of
 from edgebudget.predictor import Errors, Predictor, Regressor, Trees
 from edgebudget.target import TargetSpec
 from edgebudget_runtime.device_id import Device, here
@@ -93,6 +93,40 @@ def test_kernels_are_fitted_to_whole_runs() -> None:
     found = predictor_fit.fit(machine.device(), whole).errors
     assert found.median < told.median + 0.1
     assert found.rank_correlation > 0.9
+
+
+def test_energies_are_fitted_where_a_counter_tells_them() -> None:
+    """Joules that follow the work are found again; half of the networks were never metered."""
+    machine = Machine()
+    log, _ = calibrated(machine, networks=40)
+    assert predictor_fit.fit(machine.device(), log.best).energy is None
+
+    def joules(seen: Observation) -> float:
+        work = work_of(seen.kernels, seen.total_ms)
+        macs = sum(work.macs.values()) * 2e-9 + sum(work.bytes.values()) * 5e-9
+        return macs + 3.0 * work.seconds
+
+    metered = {
+        name: dataclasses.replace(o, energy_mj=1e3 * joules(o)) if i % 2 else o
+        for i, (name, o) in enumerate(log.best.items())
+    }
+    found = predictor_fit.fit(machine.device(), metered)
+    assert found.energy is not None
+    assert found.energy.count == 40
+    assert found.energy.joules["seconds"] == pytest.approx(3.0, rel=0.02)
+    assert found.energy.median_error < 0.3  # of times that are predicted, not measured
+    again = Predictor.decode(found.encode())
+    kernels = next(o for o in metered.values() if o.energy_mj is None).kernels
+    figure = again.energy_figure(kernels)
+    assert figure.evidence == "modelled"
+    assert figure.value is not None
+    assert found.energy.error_words in figure.how
+
+
+def test_an_unmetered_device_tells_no_energy() -> None:
+    figure = predictor(here("e", "1", 1)).energy_figure([Kernel("Conv", 9.0, 1.0, 0.0, 1.0)])
+    assert figure.value is None
+    assert "no energy counter" in figure.how
 
 
 def test_chains_tell_kernels_apart() -> None:
@@ -175,6 +209,9 @@ def test_the_quietest_round_counts() -> None:
     log.add("0f", Observation(2.0, (kernel, kernel), (5.0, 1.0)))
     log.add("0f", Observation(1.0, (kernel, kernel), (3.0, 2.0)))
     assert log.best["0f"] == Observation(1.0, (kernel, kernel), (3.0, 1.0))
+    log.add("0f", Observation(1.5, (kernel, kernel), (3.0, 2.0), 4.0))
+    log.add("0f", Observation(1.5, (kernel, kernel), (3.0, 2.0), 6.0))
+    assert log.best["0f"] == Observation(1.0, (kernel, kernel), (3.0, 1.0), 5.0)
 
 
 def regressor(us: float = 2.0, trees: Trees | None = None) -> Regressor:

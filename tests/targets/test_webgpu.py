@@ -12,10 +12,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgebudget import doctor, graph, target_registry
+from edgebudget.calibration_nets import network
+from edgebudget.counter import count
 from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 from edgebudget_targets import _webgpu_process
+from edgebudget_targets._webgpu_kernels import kernels
 from edgebudget_targets._webgpu_process import Engine, find_engine
 from edgebudget_targets.onnxruntime_webgpu import WebGpuTarget, place
+from tests.passes.quant_nets import Net
 from tests.targets.conftest import conv_net, pictures
 
 Array = np.ndarray[Any, Any]
@@ -235,3 +239,71 @@ def test_a_gpu_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     target = _without(monkeypatch, Engine(sys.executable, False, "a GPU", "0.4.0"))
     assert target.spec.tells == ("latency_ms",)
     assert target.spec.device == "a GPU"
+
+
+def test_another_gpu_is_predicted_where_its_shaders_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    engine = Engine(sys.executable, True, "software Vulkan", "1")
+    monkeypatch.setattr("edgebudget_targets.onnxruntime_webgpu.find_engine", lambda: engine)
+    target = _target("gpu:webgpu/h200")
+    assert target.spec.tells == ("latency_ms", "energy_mj")
+    assert target.spec.device == "NVIDIA H200"
+    body = network(13, 4.0)
+    shape = tuple(d.dim_value for d in body.graph.input[0].type.tensor_type.shape.dim)
+    file = target.lower(graph.program(body), tmp_path, "main").file
+    inputs = {"x": np.zeros(shape, np.float32)}
+    for figure in (target.latency(file, inputs, 5), target.energy(file, inputs)):
+        assert figure.evidence == "modelled"
+        assert "cross-validated" in figure.how
+        assert "NVIDIA H200" in figure.device
+    assert target.latency(file, inputs, 5, statistic="p99").value is None
+    assert target.compare(file, file, inputs) is None
+    here = _without(monkeypatch, Engine(sys.executable, False, "NVIDIA H200", "0.4.0"))
+    assert "latency_ms" in here.spec.tells
+    monkeypatch.setattr(here, "times", lambda files, inputs, runs: [np.full(runs, 2.0)])
+    assert here.latency(file, inputs, 5).evidence == "measured"
+
+
+def test_kernels_are_the_nodes_that_compute() -> None:
+    net = Net()
+    a = net.add("Relu", net.conv("x", 3, 8))
+    b = net.conv(a, 8, 8, group=8)
+    b = net.add("Mul", b, net.add("Sigmoid", b))
+    model = net.model(net.add("Sigmoid", net.add("Add", b, a), out="y"))
+    found = kernels(model)
+    assert [k.kind for k in found] == ["Input", "Output", "Conv", "Conv.dw", "Add", "Sigmoid"]
+    assert sum(k.macs for k in found) == count(graph.program(model)).macs
+
+
+@pytest.mark.parametrize("number", [5, 8, 14])
+def test_kernels_in_half_precision_are_kinds_of_their_own(number: int, tmp_path: Path) -> None:
+    whole = graph.program(network(number))
+    files = [_target(f"gpu:webgpu/{t}").lower(whole, tmp_path, t).file for t in ("fp32", "fp16")]
+    single, half = (kernels(onnx.load(f)) for f in files)
+    assert not any(k.kind.endswith(".half") for k in single)
+    assert all(k.kind.endswith(".half") for k in half if k.macs)
+    assert [k.macs for k in half if k.macs] == [k.macs for k in single if k.macs]
+
+
+def test_the_observer_answers_as_its_engine_does(
+    monkeypatch: pytest.MonkeyPatch, half_file: Path
+) -> None:
+    target = _without(monkeypatch, Engine(sys.executable, False, "a GPU", "0.4.0"))
+    code = """
+from edgebudget_targets._pipe import serve
+import numpy as np
+def answer(request, arrays):
+    assert request["energy_s"] == 0.0 and len(arrays) == 1
+    return {}, [np.array([3.0, 1.0, 2.0])]
+serve(answer)
+"""
+    module = "edgebudget_targets.onnxruntime_webgpu._OBSERVE"
+    monkeypatch.setattr(module, (sys.executable, "-c", code))
+    seen = target.observe(half_file)
+    assert (seen.total_ms, seen.energy_mj) == (2.0, None)
+    assert seen.kernels == target.kernels(half_file)
+    target = _without(monkeypatch, Engine(sys.executable, False, "a GPU", "0.4.0"))
+    monkeypatch.setattr(module, (sys.executable, "-c", "import os; os.abort()"))
+    with pytest.raises(TargetError, match="EB610"):
+        target.observe(half_file)
