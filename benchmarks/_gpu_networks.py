@@ -75,7 +75,7 @@ def build(name: str, folder: Path) -> Iterator[Variant]:
                 file = folder / f"{name}-{share:g}-{size}-{kind.replace(' ', '-')}.onnx"
                 file.write_bytes(model.SerializeToString())
                 weights, activations = _bytes(model)
-                seen = [] if kind == "int8 weights" else [k.as_list() for k in kernels(model)]
+                seen = [] if kind == "int8 weights" else [k.as_list() for _, k in kernels(model)]
                 yield Variant(name, share, size, kind, file.name, macs, weights, activations, seen)
 
 

@@ -50,20 +50,26 @@ class Anatomy:
     how: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class NodeTimes:
+    """What the nodes of one file take, with its evidence, and the processor's roof if known."""
+
+    ms: Mapping[str, float]  # node name -> ms
+    evidence: Evidence
+    how: str  # where the times come from, with their error
+    roof: Roof | None = None
+
+
 @runtime_checkable
-class TellsLayers(Protocol):
-    """A target whose cost model says what its processor does at best, and what each node takes."""
+class TellsNodes(Protocol):
+    """A target whose compiler or cost model says what each node takes, without a run."""
 
-    def roof(self) -> Roof:
-        """Peak and bandwidth."""
-        ...
+    def node_times(self, file: Path, model: onnx.ModelProto) -> NodeTimes:
+        """Of a lowered file, and of the graph that it was made of.
 
-    def layer_ms(self, model: onnx.ModelProto) -> Mapping[str, float]:
-        """Node name -> modelled ms."""
-        ...
-
-    def layers_how(self) -> str:
-        """Where those times come from, with their error."""
+        Raises:
+            EdgeBudgetError: nothing can be said about this file.
+        """
         ...
 
 
@@ -77,28 +83,31 @@ def anatomy(
 ) -> Anatomy:
     """Nodes of the largest sub-network's files.
 
-    `times` (segment and node -> ms) were measured; without them a target's cost model serves. No
-    nodes for files that are no ONNX graphs. Nothing here is timed: equal files, equal answers.
+    `times` (segment and node -> ms) were measured; without them a target's compiler or cost model
+    serves. No nodes for files whose graph is not there. Nothing here is timed: equal files, equal
+    answers.
     """
-    import onnx
+    from edgebudget.segment_graph import read_segment_graph
 
     found: list[Load] = []
-    modelled = target if times is None and isinstance(target, TellsLayers) else None
+    modelled = target if times is None and isinstance(target, TellsNodes) else None
     said: Evidence = "unknown" if times is None else "measured"
     for id in manifest.subnetworks[0].path:
         try:
-            model = onnx.load_model(str(folder / manifest.segment(id).file))
+            segment = manifest.segment(id)
+            model = read_segment_graph(folder, segment)
             loads = graph_loads(model, id)
         except Exception:  # another engine's file, or an operator that we do not count
             return Anatomy(())
         if modelled is not None:
+            told = NodeTimes({}, "unknown", "")
             try:
-                told = modelled.layer_ms(model)
-                said, roof = "modelled", modelled.roof()
-                how = f"{modelled.layers_how()}; what the graph itself takes is left out"
+                told = modelled.node_times(folder / segment.file, model)
+                said, roof = told.evidence, told.roof
+                how = f"{told.how}; what the graph itself takes is left out"
             except EdgeBudgetError:  # the model is of another version, or knows not every kernel
-                modelled, told = None, {}
-            found += [_timed(x, told.get(x.name)) for x in loads]
+                modelled = None
+            found += [_timed(x, told.ms.get(x.name)) for x in loads]
         else:
             found += [_timed(x, (times or {}).get((id, x.name))) for x in loads]
     if not any(x.ms is not None for x in found):

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgebudget.layer_loads import NodeTimes
 from edgebudget.predictor import Predictor, read
 from edgebudget_runtime.cost import Figure
-from edgebudget_runtime.errors import EdgeBudgetError
+from edgebudget_runtime.errors import EdgeBudgetError, TargetError
 from edgebudget_runtime.profile import cache_folder
 
 if TYPE_CHECKING:
@@ -88,6 +89,27 @@ def predicted(target: TellsKernels, file: Path) -> Figure:
     kernels = target.kernels(file)
     found, why = find(device)
     return roofline(kernels, device, why) if found is None else found.figure(kernels)
+
+
+def node_times(device: Device, named: Sequence[tuple[str, Kernel]]) -> NodeTimes:
+    """What a device's predictor says of each node; `named` are its kernels by node.
+
+    Raises:
+        TargetError: EB653, no predictor speaks about this device.
+    """
+    found, why = find(device)
+    if found is None:
+        raise TargetError("EB653", f"no predictor of {device.cpu}: {why}", hint="calibrate it")
+    return by_node(found, named)
+
+
+def by_node(predictor: Predictor, named: Sequence[tuple[str, Kernel]]) -> NodeTimes:
+    """What a predictor says of each node, its kernels together."""
+    ms = dict[str, float]()
+    for (name, _), us in zip(named, predictor.microseconds([k for _, k in named]), strict=True):
+        ms[name] = ms.get(name, 0.0) + float(us) / 1e3
+    how = f"predicted for {predictor.device.cpu}, whole networks {predictor.errors.words}"
+    return NodeTimes(ms, "modelled", how)
 
 
 def roofline(kernels: Sequence[Kernel], device: Device, why: str) -> Figure:

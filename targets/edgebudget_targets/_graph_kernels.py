@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _POOLS = frozenset({"MaxPool", "AveragePool"})
 FREE = frozenset({"Constant", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
+NodeKernel = tuple[str, Kernel]  # the node's name, "" for what is no node, and its kernel
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -81,15 +83,15 @@ class GraphKernels:
             sizes.size, sizes.stride, sizes.parts,
         )  # fmt: skip
 
-    def ends(self) -> list[Kernel]:
+    def ends(self) -> list[NodeKernel]:
         """What enters and leaves: both are copied, and pictures turned to channels last."""
-        graph, found = self.model.graph, []
+        graph, found = self.model.graph, list[NodeKernel]()
         for kind, values in (("Input", graph.input), ("Output", graph.output)):
             for name in (v.name for v in values if v.name not in self.fixed):
                 shape, size = self.shape(name), self.bytes(name)
                 width, channels = (shape[-1], shape[1]) if len(shape) == 4 else (0, 0)
                 rows = math.prod(shape) // max(1, width)
-                found.append(Kernel(kind, 0.0, size, 0.0, size, rows, width, 0, channels))
+                found.append(("", Kernel(kind, 0.0, size, 0.0, size, rows, width, 0, channels)))
         return found
 
     def fused(self, node: onnx.NodeProto) -> bool:

@@ -9,11 +9,15 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgebudget_runtime.errors import ArtifactError, TargetError
 
+if TYPE_CHECKING:
+    import onnx
+
 COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "ethosu.vela")
-_KIB = 1024
+_KIB, _GIB = 1024, 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Estimate:
     off_chip_traffic_bytes: int  # read and written in one inference, DRAM and flash
     macs: float
     layers: tuple[Layer, ...]
+    sram_bytes_per_s: float  # at most
 
 
 def estimate(tosa: Path, setting: Setting, limit_s: float) -> Estimate:
@@ -143,6 +148,7 @@ def _estimate(row: Mapping[str, str], layers: list[dict[str, str]]) -> Estimate:
         ),
         macs=number("nn_macs"),
         layers=tuple(_layer(r) for r in layers),
+        sram_bytes_per_s=number("sram_bandwidth") * _GIB,
     )
 
 
@@ -153,3 +159,25 @@ def _layer(row: Mapping[str, str]) -> Layer:
         cycles=float(row.get("Op Cycles") or 0),
         macs=float(row.get("MAC Count") or 0),
     )
+
+
+def by_node(found: Estimate, model: onnx.ModelProto) -> dict[str, float]:
+    """Milliseconds of the graph's nodes, as far as Vela's operators are the same ones.
+
+    Vela names its operators anew. They keep the graph's order, and an operator is a node of as
+    many multiply-accumulates, or, where it has none, of the same kind; others are left out.
+    """
+    from edgebudget.count_onnx import count_graph
+    from edgebudget.onnx_shapes import label
+
+    macs = {x.name: float(x.macs) for x in count_graph(model).layers}
+    nodes = [(label(n, i), n.op_type) for i, n in enumerate(model.graph.node)]
+    ms, start = dict[str, float](), 0
+    for layer in found.layers:
+        for at in range(start, len(nodes)):
+            name, op = nodes[at]
+            if layer.macs == macs.get(name, 0.0) and (layer.macs or layer.op == op):
+                ms[name] = layer.cycles / found.clock_hz * 1e3
+                start = at + 1
+                break
+    return ms

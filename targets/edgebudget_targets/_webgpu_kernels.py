@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgebudget.kernels import Kernel
-from edgebudget_targets._graph_kernels import FREE, GraphKernels
+from edgebudget_targets._graph_kernels import FREE, GraphKernels, NodeKernel
 
 if TYPE_CHECKING:
     import onnx
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 _HALF = "float16"
 
 
-def kernels(model: onnx.ModelProto) -> tuple[Kernel, ...]:
+def kernels(model: onnx.ModelProto) -> list[NodeKernel]:
     """Every kernel of one run, in order.
 
     Raises:
         UnsupportedError: EB2xx, a shape or an operator is not known.
     """
-    return tuple(_Split(model).kernels())
+    return _Split(model).kernels()
 
 
 class _Split(GraphKernels):
     clips = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "LeakyRelu", "Tanh"})
     clipped = frozenset({"Conv"})
 
-    def kernels(self) -> list[Kernel]:
+    def kernels(self) -> list[NodeKernel]:
         found = self.ends()
         for name, node in self.nodes:
             if node.op_type not in FREE and not self.fused(node):
                 kernel = self.kernel(node, node.op_type, self.macs.get(name, 0.0))
-                found.append(self._typed(node, kernel))
+                found.append((name, self._typed(node, kernel)))
         return found
 
     def fused(self, node: onnx.NodeProto) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from edgebudget.kernels import Kernel
-from edgebudget_targets._graph_kernels import FREE, GraphKernels
+from edgebudget_targets._graph_kernels import FREE, GraphKernels, NodeKernel
 
 if TYPE_CHECKING:
     import onnx
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 _ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def kernels(model: onnx.ModelProto, portable: Collection[str]) -> tuple[Kernel, ...]:
+def kernels(model: onnx.ModelProto, portable: Collection[str]) -> list[NodeKernel]:
     """Every kernel of one run, in order. `portable` names nodes that XNNPACK does not take.
 
     Raises:
         UnsupportedError: EB2xx, a shape or an operator is not known.
     """
-    return tuple(_Split(model, portable).kernels())
+    return _Split(model, portable).kernels()
 
 
 class _Split(GraphKernels):
@@ -38,12 +38,12 @@ class _Split(GraphKernels):
         super().__init__(model)
         self._portable = portable
 
-    def kernels(self) -> list[Kernel]:
+    def kernels(self) -> list[NodeKernel]:
         found = self.ends()
         for name, node in self.nodes:
             if node.op_type in _ROUNDING:
                 if self._at_edge(node):
-                    found.append(self.kernel(node, node.op_type, 0.0))
+                    found.append((name, self.kernel(node, node.op_type, 0.0)))
                 continue
             if node.op_type in FREE or self.fused(node):
                 continue
@@ -51,8 +51,8 @@ class _Split(GraphKernels):
             kind = "portable." if portable else "Q" if self._integer(node) else ""
             macs = self.macs.get(name, 0.0)
             if node.op_type == "Conv" and (pad := self._pad(node)) is not None:
-                found.append(pad)
-            found.append(self.kernel(node, kind + node.op_type, macs, floats=portable))
+                found.append((name, pad))
+            found.append((name, self.kernel(node, kind + node.op_type, macs, floats=portable)))
         return found
 
     def _pad(self, node: onnx.NodeProto) -> Kernel | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget.layer_loads import NodeTimes, Roof
 from edgebudget.session import CpuSession
 from edgebudget.target import (
     Availability,
@@ -195,6 +196,23 @@ class EthosUTarget:
         self._require()
         tosa = file.with_suffix(".tosa")
         return _vela.estimate(tosa, setting or self._setting, self._limits.vela)
+
+    def node_times(self, file: Path, model: onnx.ModelProto) -> NodeTimes:
+        """What Vela's cycles say of each node that it schedules as the graph has it.
+
+        Raises:
+            ArtifactError: EB510, the .tosa file is missing.
+            TargetError: EB601 Vela is missing, EB610 it failed, EB611 it took too long.
+        """
+        found = self.estimate(file)
+        device, macs = self.spec.device, int(self._setting.accelerator.rpartition("-")[2])
+        how = f"of {self._setting.accelerator} at {found.clock_hz / 1e6:.0f} MHz, by design"
+        figures = (
+            Figure(value=v, evidence="simulated", how=how, device=device)
+            for v in (macs * found.clock_hz, found.sram_bytes_per_s)
+        )
+        ms = _vela.by_node(found, model)
+        return NodeTimes(ms, "simulated", self._words(found), Roof(*figures))
 
     def _words(self, found: Estimate) -> str:
         return (

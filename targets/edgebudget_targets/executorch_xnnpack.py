@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgebudget import predictors
 from edgebudget.cpu_features import cpu_features
 from edgebudget.energy.metering import metered, told
 from edgebudget.kernels import Kernel, Observation
@@ -26,9 +27,13 @@ from edgebudget_targets._executorch_worker import WARM_UP
 from edgebudget_targets._onnx_file import write_segment
 
 if TYPE_CHECKING:
+    import onnx
+
+    from edgebudget.layer_loads import NodeTimes
     from edgebudget.program import Program
     from edgebudget.workload import Array
     from edgebudget_runtime.budget import Statistic
+    from edgebudget_targets._graph_kernels import NodeKernel
 
 _INSTALL = 'pip install "edgebudget[executorch]"'
 _NEEDED = (("executorch", "1.4"), ("torchao", ""))  # and the version they must begin with
@@ -224,11 +229,18 @@ class XnnpackTarget:
             ArtifactError: EB510, the graph beside the file is missing or damaged.
             UnsupportedError: EB2xx, a shape or an operator of it is not known.
         """
-        from edgebudget.segment_graph import placed_nodes, read_graph
-        from edgebudget_targets import _xnnpack_kernels
+        from edgebudget.segment_graph import read_graph
 
-        left = {n.name for n in placed_nodes(file) if n.processor != _OWN}
-        return _xnnpack_kernels.kernels(read_graph(file), left)
+        return tuple(k for _, k in _by_node(file, read_graph(file)))
+
+    def node_times(self, file: Path, model: onnx.ModelProto) -> NodeTimes:
+        """What this machine's predictor says of each node; the engine does not time them.
+
+        Raises:
+            TargetError: EB653, this machine has no predictor.
+            UnsupportedError: EB2xx, a shape or an operator is not known.
+        """
+        return predictors.node_times(self.device(), _by_node(file, model))
 
     def observe(self, file: Path) -> Observation:
         """The usual time of one run in a short burst; the engine does not tell its kernels'.
@@ -356,6 +368,14 @@ class PteExecutor:
         except EngineRefused as e:
             raise _failed(str(e)) from e
         return dict(zip(self._outputs, values, strict=True))
+
+
+def _by_node(file: Path, model: onnx.ModelProto) -> list[NodeKernel]:
+    from edgebudget.segment_graph import placed_nodes
+    from edgebudget_targets import _xnnpack_kernels
+
+    left = {n.name for n in placed_nodes(file) if n.processor != _OWN}
+    return _xnnpack_kernels.kernels(model, left)
 
 
 def _all_cores() -> int:

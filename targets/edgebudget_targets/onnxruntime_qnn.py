@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgebudget.cpu_features import cpu_features
-from edgebudget.layer_loads import Roof
+from edgebudget.layer_loads import NodeTimes, Roof
 from edgebudget.session import CpuSession
 from edgebudget.target import (
     Availability,
@@ -166,9 +166,9 @@ class HexagonTarget:
             ms = predict_us(fit, model) / 1e3
         except UnsupportedError as e:
             return self._unknown(e.what)
-        return self._figure(ms, "modelled", self.layers_how(), spread=ms * fit.median_error)
+        return self._figure(ms, "modelled", self._modelled_how(), spread=ms * fit.median_error)
 
-    def layer_ms(self, model: onnx.ModelProto) -> dict[str, float]:
+    def node_times(self, file: Path, model: onnx.ModelProto) -> NodeTimes:
         """Modelled ms of each node that takes time; what the graph itself takes is left out.
 
         Raises:
@@ -178,14 +178,11 @@ class HexagonTarget:
         from edgebudget_targets._hexagon_kernels import kernels
 
         fit = self._fit()
-        return {k.name: fit.us(k.features) / 1e3 for k in kernels(model)}
+        ms = {k.name: fit.us(k.features) / 1e3 for k in kernels(model)}
+        return NodeTimes(ms, "modelled", self._modelled_how(), self._roof())
 
-    def roof(self) -> Roof:
-        """Peak and bandwidth as the fitted weights have them: no figures of the silicon.
-
-        Raises:
-            As `layer_ms`.
-        """
+    def _roof(self) -> Roof:
+        """Peak and bandwidth as the fitted weights have them: no figures of the silicon."""
         from edgebudget_targets._hexagon_kernels import BLOCK_MACS
 
         fit = self._fit()
@@ -201,7 +198,7 @@ class HexagonTarget:
 
         return Roof(rate(us_per_block, BLOCK_MACS), rate(us_per_byte, 1.0))
 
-    def layers_how(self) -> str:
+    def _modelled_how(self) -> str:
         """Where modelled times come from, with their error."""
         fit, base = self._fit(), self._base()
         return (

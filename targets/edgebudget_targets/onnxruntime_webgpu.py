@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgebudget import predictor as predictors
+from edgebudget import predictors
 from edgebudget.energy.metering import SECONDS, told
 from edgebudget.kernels import Observation
 from edgebudget.latency_statistic import enough_runs, figure
+from edgebudget.predictor import read
 from edgebudget.session import CpuSession
 from edgebudget.target import Availability, Executor, Lowered, NodePlacement, Placement, TargetSpec
 from edgebudget_runtime import codec
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgebudget.kernels import Kernel
+    from edgebudget.layer_loads import NodeTimes
     from edgebudget.predictor import Predictor
     from edgebudget.program import Program
     from edgebudget.workload import Array
@@ -206,7 +208,19 @@ class WebGpuTarget:
             ArtifactError: EB510, the file is no valid model.
             UnsupportedError: EB2xx, a shape or an operator of it is not known.
         """
-        return _webgpu_kernels.kernels(read_segment(file))
+        return tuple(k for _, k in _webgpu_kernels.kernels(read_segment(file)))
+
+    def node_times(self, file: Path, model: onnx.ModelProto) -> NodeTimes:
+        """What a predictor of the GPU says of each node.
+
+        Raises:
+            TargetError: EB653, this GPU has no predictor.
+            UnsupportedError: EB2xx, a shape or an operator is not known.
+        """
+        named = _webgpu_kernels.kernels(model)
+        if self._predictor is not None:
+            return predictors.by_node(self._predictor, named)
+        return predictors.node_times(self.device(), named)
 
     def observe(self, file: Path) -> Observation:
         """The usual time of one run in a short burst, and its energy where the GPU counts it.
@@ -306,7 +320,7 @@ class _OnGpu:
 
 def _shipped(name: str) -> Predictor | None:
     """A predictor that comes with this package."""
-    return predictors.read(Path(__file__).parent / "predictors" / name) if name else None
+    return read(Path(__file__).parent / "predictors" / name) if name else None
 
 
 def interface(model: onnx.ModelProto) -> tuple[dict[str, Shape], list[str]]:

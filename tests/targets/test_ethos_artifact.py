@@ -14,6 +14,7 @@ import edgebudget
 from edgebudget import target_registry
 from edgebudget.cli import main
 from edgebudget.count_onnx import count_graph
+from edgebudget.layer_loads import anatomy
 from edgebudget.segment_graph import read_graph
 from edgebudget.verify import output_steps
 from edgebudget_runtime import Budget, Runner
@@ -53,6 +54,24 @@ def test_the_manifest_says_what_the_npu_needs(artifact: Path) -> None:
     assert manifest.placement.processor == "npu"
     assert all(limit.holds for limit in manifest.limits)
     assert any("own engine ran" in n and "simulated" in n for n in manifest.notes)
+
+
+def test_the_report_shows_every_layer_in_velas_cycles(artifact: Path) -> None:
+    manifest = Manifest.load(artifact)
+    target = target_registry.get(_TARGET)
+    found = anatomy(artifact, manifest, target)
+    assert found.evidence == "simulated"
+    working = [x for x in found.loads if x.macs]
+    assert working
+    assert all(x.ms for x in working)
+    total = manifest.subnetworks[0].cost.latency_ms.value
+    assert total is not None
+    assert 0.7 * total < sum(x.ms or 0.0 for x in found.loads) <= total * 1.001
+    assert found.roof is not None
+    assert found.roof.macs_per_s.value == 128 * 500e6
+    page = (artifact / "report.html").read_text(encoding="utf-8")
+    assert "Roofline" in page
+    assert "(simulated: Vela" in page
 
 
 def test_the_cpu_engine_stands_in_and_says_so(artifact: Path) -> None:

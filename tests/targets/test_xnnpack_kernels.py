@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 from edgebudget import graph as graphs
-from edgebudget import target_registry
+from edgebudget import predictors, target_registry
 from edgebudget.calibrate import as_exported
 from edgebudget.calibration_nets import network
 from edgebudget.counter import count
+from edgebudget.kernels import FEATURES
+from edgebudget.layer_loads import TellsNodes
+from edgebudget.predictor import Errors, Predictor, Regressor
 from edgebudget.program import Program, TensorSpec
+from edgebudget.segment_graph import read_graph
 from edgebudget.target import CalibratedTarget, TellsKernels
+from edgebudget_runtime.errors import TargetError
 from tests.passes.quant_nets import Net
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed")
@@ -91,3 +96,29 @@ def test_a_run_is_timed_and_its_kernels_are_not(target: CalibratedTarget, tmp_pa
     assert seen.total_ms > 0
     assert seen.kernels == target.kernels(file)
     assert seen.kernel_us == ()
+
+
+def test_nodes_take_what_the_predictor_says_of_their_kernels(
+    target: CalibratedTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = network(1)
+    shape = tuple(d.dim_value for d in body.graph.input[0].type.tensor_type.shape.dim)
+    program = as_exported(Program("graph", body, (TensorSpec("x", shape),), ("y",)), target, True)
+    file = target.lower(program, tmp_path, "main").file
+    assert isinstance(target, TellsNodes)
+    monkeypatch.setattr(predictors, "find", lambda device: (None, "nothing was calibrated"))
+    with pytest.raises(TargetError, match="EB653"):
+        target.node_times(file, read_graph(file))
+    law = Regressor(9, 1.0, (0.1, *(0.0,) * (FEATURES - 1)), -2.0, 9.0)
+    known = Predictor(
+        device=target.device(), errors=Errors(9, 0.05, 0.12, 0.99), floor_us=10.0, each_us=1.0,
+        regressors={"*": law},
+    )  # fmt: skip
+    monkeypatch.setattr(predictors, "find", lambda device: (known, ""))
+    found = target.node_times(file, read_graph(file))
+    assert found.evidence == "modelled"
+    assert known.errors.words in found.how
+    whole = known.milliseconds(target.kernels(file)) - 0.01
+    assert sum(found.ms.values()) == pytest.approx(whole)
+    convs = {n.name for n in program.body.graph.node if n.op_type == "Conv"}
+    assert convs <= found.ms.keys()
