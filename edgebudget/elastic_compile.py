@@ -12,16 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgebudget import registry, shared_weights
 from edgebudget.chain import Chain
 from edgebudget.channels_last import hand_over_channels_last
+from edgebudget.elastic_choice import chosen
+from edgebudget.elastic_times import keeping, timed
 from edgebudget.evaluate import Predictions, relative_drop, score
 from edgebudget.events import Said
 from edgebudget.exits import exit_outputs
 from edgebudget.operating_points import Answers, Points, Promise, solve_points
-from edgebudget.pareto import Front, Point, pareto
 from edgebudget.pipeline import Built, Setting, derived, run_module_steps, run_steps
 from edgebudget.plan import Plan, Step
 from edgebudget.split_exits import Cut, split
@@ -183,7 +182,7 @@ def build(
     task = setting.workload.task
     original = None if reference is None else score(task, reference, reference)
     qualities = _qualities(branches, task, reference)
-    kept, notes = _kept(branches, qualities, elastic.subnetworks)
+    kept, notes = chosen(branches, qualities, elastic.subnetworks, setting.budget)
     along = max(range(len(branches)), key=lambda i: (len(branches[i].ids) > 1, -i))
     points = _points(setting, branches[along], elastic, reference)
     if points.declined:
@@ -260,6 +259,7 @@ def _branch(
         replace(c.cost, fallback_nodes=f)
         for c, f in zip(chain.prefix_costs(), chain.prefix_fallback(), strict=True)
     )
+    costs = timed(costs, files, target, setting.budget)
     data = setting.workload.data
     evaluated = None
     if data.evaluation is not None and reference is not None:
@@ -323,50 +323,17 @@ def _qualities(
     }
 
 
-def _kept(
-    branches: Sequence[Branch], qualities: Mapping[tuple[int, int], Quality], limit: int
-) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """The Pareto set by MACs and quality, the best first; all, where quality is unknown."""
-    every = [(b, k) for b, branch in enumerate(branches) for k in range(len(branch.ids))]
-    macs = {(b, k): branches[b].costs[k].macs.value or 0.0 for b, k in every}
-    if not qualities:
-        return tuple(sorted(every, key=lambda e: -macs[e])[:limit]), []
-    points = []
-    for b, k in every:
-        quality = qualities[b, k]
-        points.append(
-            Point(
-                branches[b].name(k),
-                {"macs": macs[b, k]},
-                quality.value,
-                scores=_hits(branches[b], k, quality),
-                error=(quality.high - quality.low) / 3.92,
-            )
-        )
-    front: Front = pareto(points, limit)
-    chosen = [e for e, p in zip(every, points, strict=True) if p.id in front.kept]
-    chosen.sort(key=lambda e: (-qualities[e].value, macs[e]))
-    return tuple(chosen), [f"{name} left out: {why}" for name, why in front.dropped.items()]
-
-
-def _hits(branch: Branch, exit: int, quality: Quality) -> Any:
-    """Per-sample scores where the metric is their mean; None elsewhere."""
-    assert branch.evaluation is not None
-    answers = branch.evaluation[exit]
-    if quality.metric != "top1" or answers.labels is None:
-        return None
-    (scores,) = answers.outputs.values()
-    labels = answers.labels.reshape(-1)
-    return (scores.reshape(len(labels), -1).argmax(1) == labels).astype(np.float64)
-
-
 def _points(
     setting: Setting, branch: Branch, elastic: Elastic, reference: Predictions | None
 ) -> Points:
-    if len(branch.ids) < 2:
+    count = keeping(branch.costs, setting.budget)
+    if count < 2:
         return Points(declined="no sub-network ends in another's middle")
     output = setting.workload.program.outputs[-1]
-    answers = Answers(branch.ids, output, branch.costs, branch.held_back, branch.evaluation)
+    evaluation = None if branch.evaluation is None else branch.evaluation[:count]
+    answers = Answers(
+        branch.ids[:count], output, branch.costs[:count], branch.held_back[:count], evaluation
+    )
     promise = None
     if elastic.confidence is not None:
         promise = Promise(setting.budget.max_drop or 0.01, elastic.confidence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -163,6 +163,17 @@ class TakesBatches(Protocol):
 
     def in_batches(self, most: int) -> Target:
         """The same target, whose files take 1 to `most` samples at a time."""
+        ...
+
+
+@runtime_checkable
+class TimesChains(Protocol):
+    """A target that can run files one after the other, again and again, as a chain of segments."""
+
+    def chain_times(
+        self, files: Sequence[Path], inputs: Sequence[Mapping[str, Array]], repeats: int
+    ) -> Sequence[Array]:
+        """Milliseconds [repeats] of each file on its own inputs, the files taking turns."""
         ...
 
 

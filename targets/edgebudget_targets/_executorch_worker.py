@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class _Engine:
         if do == "observe":
             return {}, [_burst(Method(Path(request["file"]).read_bytes()), arrays)]
         if do == "time":
-            return {}, [self._times(arrays, request["repeats"])]
+            return {}, [self._times(arrays, request["counts"], request["repeats"])]
         raise ValueError(f"unknown request {do!r}")
 
     def _open(self, files: Sequence[str], methods: Sequence[str], threads: int) -> Message:
@@ -80,9 +81,12 @@ class _Engine:
             parts.append(method.run([_piece(a, i, pieces) for a in arrays]))
         return [np.concatenate(p) if pieces > 1 else p[0] for p in zip(*parts, strict=True)]
 
-    def _times(self, arrays: Sequence[Any], repeats: int) -> Any:
-        """Milliseconds [files, repeats], the files taking turns."""
-        runs = [m.prepared(arrays) for m in self._methods]
+    def _times(self, arrays: Sequence[Any], counts: Sequence[int], repeats: int) -> Any:
+        """Milliseconds [files, repeats], the files taking turns; `counts` inputs are each one's."""
+        rest = iter(arrays)
+        runs = [
+            m.prepared(list(islice(rest, n))) for m, n in zip(self._methods, counts, strict=True)
+        ]
         seconds = np.empty((len(runs), repeats))
         for turn in range(-WARM_UP, repeats):
             for i, run in enumerate(runs):

@@ -185,14 +185,14 @@ class XnnpackTarget:
             TargetError: EB601 ExecuTorch is missing, EB610 it crashed, EB611 it took too long.
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
         """
-        (ms,) = self._times([file], inputs, enough_runs(repeats, statistic))
+        (ms,) = self.chain_times([file], [inputs], enough_runs(repeats, statistic))
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
         how = f"{threads}, ExecuTorch {version('executorch')} with XNNPACK"
         return figure([ms], statistic, how, self.spec.device)
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
-        mine, theirs = self._times([file, other], inputs, _COMPARED)
+        mine, theirs = self.chain_times([file, other], [inputs] * 2, _COMPARED)
         return float(np.median(mine / theirs))
 
     def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
@@ -208,7 +208,7 @@ class XnnpackTarget:
         worker = opened([file], self._threads, _RUN_S)
 
         def some() -> int:
-            worker.ask({"do": "time", "repeats": _METERED}, first)
+            worker.ask({"do": "time", "repeats": _METERED, "counts": [len(first)]}, first)
             return _METERED + WARM_UP
 
         try:
@@ -267,17 +267,24 @@ class XnnpackTarget:
             ) from e
         return Observation(float(np.median(ms)), self.kernels(file), ())
 
-    def _times(
-        self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
+    def chain_times(
+        self, files: Sequence[Path], inputs: Sequence[Mapping[str, Array]], repeats: int
     ) -> list[Array]:
-        """Milliseconds [repeats] of each file on the first sample of `inputs`, taking turns."""
+        """Milliseconds [repeats] of each file on the first sample of its inputs, taking turns.
+
+        Raises:
+            As `latency`.
+        """
         if repeats < 1:
             raise UsageError("EB144", f"latency of {repeats} runs", hint="measure 1 run or more")
         self._require()
-        first = next(chunks(inputs, _shapes(files[0])))
+        first = [
+            list(next(chunks(x, _shapes(f))).values()) for f, x in zip(files, inputs, strict=True)
+        ]
+        request = {"do": "time", "repeats": repeats, "counts": [len(x) for x in first]}
         worker = opened(files, self._threads, _RUN_S)
         try:
-            _, (found,) = worker.ask({"do": "time", "repeats": repeats}, list(first.values()))
+            _, (found,) = worker.ask(request, [array for x in first for array in x])
         except EngineRefused as e:
             raise _failed(str(e)) from e
         finally:

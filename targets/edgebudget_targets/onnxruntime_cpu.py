@@ -105,7 +105,7 @@ class CpuTarget:
 
     def compare(self, file: Path, other: Path, inputs: Mapping[str, Array]) -> float | None:
         """Latency of `file` over that of `other`: the median ratio of neighbouring runs."""
-        mine, theirs = self._times([file, other], inputs, _COMPARED)
+        mine, theirs = self.chain_times([file, other], [inputs] * 2, _COMPARED)
         return float(np.median(mine / theirs))
 
     def energy(self, file: Path, inputs: Mapping[str, Array]) -> Figure:
@@ -142,7 +142,7 @@ class CpuTarget:
                 count=repeats,
                 spread=float(np.subtract(*np.percentile(ms, [75, 25])) / 2),
             )
-            for ms in self._times(files, inputs, repeats)
+            for ms in self.chain_times(files, [inputs] * len(files), repeats)
         )
 
     def device(self) -> Device:
@@ -170,13 +170,18 @@ class CpuTarget:
         threads = f"{self._threads} thread{'s' if self._threads > 1 else ''}"
         return f"{threads}, ONNX Runtime {version('onnxruntime')}"
 
-    def _times(
-        self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
+    def chain_times(
+        self, files: Sequence[Path], inputs: Sequence[Mapping[str, Array]], repeats: int
     ) -> list[Array]:
-        """Milliseconds [repeats] of each file on the first sample of `inputs`."""
+        """Milliseconds [repeats] of each file on the first sample of its inputs, taking turns.
+
+        Raises:
+            ArtifactError: EB510, the engine refuses a file.
+            UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
+        """
         _check_runs(repeats)
         sessions = [CpuSession(f, threads=self._threads) for f in files]
-        first = [next(chunks(inputs, s.shapes)) for s in sessions]
+        first = [next(chunks(x, s.shapes)) for x, s in zip(inputs, sessions, strict=True)]
         seconds = np.empty((len(files), repeats))
         for turn in range(-_WARM_UP, repeats):
             for i, session in enumerate(sessions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from edgebudget_models import catalogue
 from edgebudget_runtime import Budget, Runner
 from edgebudget_runtime.errors import MissedError, UnsupportedError, UsageError
 from edgebudget_runtime.manifest import Manifest
+from edgebudget_targets.onnxruntime_cpu import CpuTarget
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,70 @@ def test_what_cannot_be_elastic_is_refused_with_the_reason(tiny: Path, work: Pat
             out=work / "graph",
             elastic=Elastic(("exit",)),
         )
+
+
+def slow(self: Any, files: Any, inputs: Any, repeats: int) -> list[Any]:
+    """A device on which a segment takes 1 ms, and 3 ms in one run of eight, each in its own."""
+    return [np.where(np.arange(repeats) % 8 == i, 3.0, 1.0) for i in range(len(files))]
+
+
+def timed(out: Path, monkeypatch: pytest.MonkeyPatch, latency: str) -> Manifest:
+    monkeypatch.setattr(CpuTarget, "chain_times", slow)
+    monkeypatch.setattr(CpuTarget, "compare", lambda self, new, old, inputs: 0.5)
+    budget = Budget.parse(latency=latency)
+    edgebudget.compile("digits", out=out, elastic=Elastic(("exit",)), budget=budget)
+    return Manifest.load(out)
+
+
+@pytest.mark.parametrize(
+    ("limit", "each", "more"), [("1s", 1.0, 0.0), ("1s@mean", 1.25, 0.0), ("1s@p99", 1.0, 2.0)]
+)
+def test_every_sub_network_is_timed_as_a_chain(
+    limit: str, each: float, more: float, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = timed(work / f"timed-{limit}", monkeypatch, limit)
+    assert manifest.holds
+    assert {len(s.path) for s in manifest.subnetworks} >= {1, 2}
+    for sub in manifest.subnetworks:
+        figure = sub.cost.latency_ms
+        assert figure.evidence == "measured"
+        assert figure.value == pytest.approx(len(sub.path) * each + more, rel=0.01)
+    assert manifest.operating_points
+    for point in manifest.operating_points:
+        assert point.mean_cost.latency_ms.value is not None
+
+
+def test_what_is_too_slow_is_left_out(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = timed(work / "cut", monkeypatch, "1.5ms")
+    assert manifest.holds
+    assert [len(s.path) for s in manifest.subnetworks] == [1]
+    assert len(manifest.segments) == 1
+    assert manifest.operating_points == ()
+    assert any("left out: it breaks a limit on time" in n for n in manifest.notes)
+    with Runner(work / "cut") as runner:
+        outcome = runner.run({"image": np.zeros((1, 1, 8, 8), np.float32)})
+    assert outcome.subnetwork == manifest.subnetworks[0].id
+
+
+def test_where_every_exit_is_too_slow_the_miss_is_told(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MissedError, match="EB410") as e:
+        timed(work / "late", monkeypatch, "0.9ms")
+    assert "latency_ms 1, limit 0.9" in e.value.what
+
+
+def test_an_energy_is_the_sum_of_the_segments(work: Path) -> None:
+    edgebudget.compile(
+        "digits", out=work / "joules", elastic=Elastic(("exit",)),
+        budget=Budget.parse(energy="1J"), energy_model="7nm",
+    )  # fmt: skip
+    manifest = Manifest.load(work / "joules")
+    energies = {len(s.path): s.cost.energy_mj for s in manifest.subnetworks}
+    assert {f.evidence for f in energies.values()} == {"modelled"}
+    values = [energies[n].value or 0.0 for n in sorted(energies)]
+    assert values == sorted(values)
+    assert values[0] > 0
 
 
 def test_options_are_read_and_refused() -> None:
