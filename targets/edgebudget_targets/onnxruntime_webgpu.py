@@ -247,8 +247,8 @@ class WebGpuTarget:
             reply, (ms,) = self._observer.ask(request, inputs)
         except EngineRefused as e:
             raise failure(str(e), self.spec.device) from e
-        told = reply.get("energy")
-        return ms, UNKNOWN if told is None else codec.decode(Figure, told)
+        energy = reply.get("energy")
+        return ms, UNKNOWN if energy is None else codec.decode(Figure, energy)
 
     def times(
         self, files: Sequence[Path], inputs: Mapping[str, Array], repeats: int
