@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgebudget_runtime.device_id import here
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 
@@ -28,11 +30,6 @@ def data_folder() -> Path:
 
 def machine() -> dict[str, Any]:
     """What a reader needs to judge a figure."""
-    model = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
     names = ("torch", "onnx", "onnxruntime", "onnxruntime-qnn", "torch-pruning", "executorch")
     versions = {}
     for name in names:
@@ -40,7 +37,8 @@ def machine() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), **versions}
+    cpu = here("", "", 1).cpu
+    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), **versions}
 
 
 def interleaved(

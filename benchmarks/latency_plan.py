@@ -3,8 +3,8 @@
 The first plan gets a bound on MACs; the second gets the first one's time over 1.2, and may use
 what MACs it likes. Both are then trained for equally many steps and compiled. Time is Vela's
 (simulated), quality that of the integer graph on the test pictures; equal is what is at most a
-standard error below. Needs CIFAR-10 as a folder (EDGEBUDGET_DATA/cifar10); MobileNetV2 takes an hour
-and a half on two cores, so `make bench` leaves this one out.
+standard error below. Needs CIFAR-10 as a folder (EDGEBUDGET_DATA/cifar10); MobileNetV2 takes more
+than an hour on two cores, so `make bench` leaves this one out.
 
     python -m benchmarks.latency_plan [--steps 600] [--models digits ...]
 """

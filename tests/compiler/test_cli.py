@@ -324,7 +324,7 @@ def test_compile_passes_everything_on(
         "--data", "npz:d.npz", "--task", "classification", "--weights", "w.safetensors",
         "--input-shape", "1x3x224x224", "--plan", "p.toml", "--seed", "7", "--verify", "full",
         "--force", "--elastic", "exit,width", "--subnetworks", "4", "--confidence", "95%",
-        "--max-batch", "4",
+        "--max-batch", "4", "--energy-model", "7nm",
     ]  # fmt: skip
     assert main([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
@@ -338,7 +338,7 @@ def test_compile_passes_everything_on(
         "model": "m.onnx", "out": Path("o"), "target": "npu", "data": "npz:d.npz",
         "task": "classification", "weights": Path("w.safetensors"),
         "input_shape": (1, 3, 224, 224), "plan": Path("p.toml"), "seed": 7, "verify": "full",
-        "force": True, "max_batch": 4,
+        "force": True, "max_batch": 4, "energy_model": "7nm",
     }  # fmt: skip
     assert budget.limit("macs") == 50e9
     assert budget.limit("memory_bytes") == 64 * 2**20

@@ -12,6 +12,8 @@ from pathlib import Path
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_KEYS = ("model name", "hardware", "cpu model", "cpu part")  # by architecture
+# Virtual machines call unlike processors by one name ("AMD EPYC"); these tell them apart.
+_CPU_DETAILS = ("cpu family", "model", "stepping")
 _MOST_BYTES = 1_000_000
 
 
@@ -65,4 +67,6 @@ def _cpu() -> str:
         key, _, value = line.partition(":")
         values.setdefault(key.strip().lower(), value.strip())
     found = (values[k] for k in _CPU_KEYS if values.get(k))
-    return next(found, platform.processor() or platform.machine())
+    name = next(found, platform.processor() or platform.machine())
+    details = [f"{k.removeprefix('cpu ')} {values[k]}" for k in _CPU_DETAILS if values.get(k)]
+    return f"{name}, {', '.join(details)}" if details else name
