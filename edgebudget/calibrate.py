@@ -61,7 +61,7 @@ class Unit:
 
 @dataclass(slots=True)
 class Log:
-    """What is known about a device: each unit's quietest round, and the energy of all."""
+    """What is known about a device: each unit's quietest round, and its energy."""
 
     best: dict[str, Observation] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)  # how often a unit was timed
@@ -69,7 +69,7 @@ class Log:
     skipped: int = 0  # lines that could not be read
 
     def add(self, name: str, seen: Observation) -> None:
-        """Take in one round of a unit: each time is the smallest seen, energy a mean."""
+        """Take in one round of a unit: each time the smallest seen, energy the mean of both."""
         self.rounds[name] = self.rounds.get(name, 0) + 1
         old = self.best.get(name)
         if old is None or old.kernels != seen.kernels:

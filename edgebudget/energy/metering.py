@@ -54,8 +54,7 @@ def metered(family: str, run: Callable[[], int], seconds: float = SECONDS) -> Fi
 
 @cache
 def _idle(family: str) -> Figure:
-    counter, why = counter_of(family)
-    if counter is None:
-        return unknown(why)
+    counter, _ = counter_of(family)
+    assert counter is not None, "asked only where there is one"
     time.sleep(_SETTLE_S)
     return meter.idle_power(counter, _IDLE_S)

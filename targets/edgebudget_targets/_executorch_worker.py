@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgebudget_runtime.executorch_program import Method, bindings
+from edgebudget_targets._burst import burst
 from edgebudget_targets._pipe import Message, serve
 
 WARM_UP = 5  # runs before those that are timed
@@ -99,15 +100,10 @@ class _Engine:
 
 def _burst(method: Method, arrays: Sequence[Any]) -> Any:
     """Milliseconds [runs] of one program, warm, in a fraction of a second."""
-    run, took = method.prepared(arrays), list[float]()
+    run = method.prepared(arrays)
     for _ in range(WARM_UP):
         run()
-    began = time.perf_counter()
-    while len(took) < _LEAST or (len(took) < _MOST and time.perf_counter() - began < _BURST_S):
-        start = time.perf_counter()
-        run()
-        took.append((time.perf_counter() - start) * 1e3)
-    return np.asarray(took)
+    return burst(run, _BURST_S, _LEAST, _MOST)
 
 
 def _piece(array: Any, index: int, pieces: int) -> Any:

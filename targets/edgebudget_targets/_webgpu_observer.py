@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgebudget.energy import metering
 from edgebudget_runtime import codec
 from edgebudget_runtime.cost import Figure
+from edgebudget_targets._burst import burst
 from edgebudget_targets._pipe import Message, serve
 from edgebudget_targets._webgpu_worker import open_session
 
@@ -40,17 +39,12 @@ def observed(request: Message, arrays: Sequence[Array]) -> tuple[Message, list[A
     while warm < _WARM_UP or time.perf_counter() - began < _WARM_UP_S:
         run()  # outputs are read back: all work on the GPU is done
         warm += 1
-    found: list[float] = []
-    began = time.perf_counter()
-    while len(found) < _LEAST or (len(found) < _MOST and time.perf_counter() - began < _BURST_S):
-        start = time.perf_counter()
-        run()
-        found.append((time.perf_counter() - start) * 1e3)
+    found = burst(run, _BURST_S, _LEAST, _MOST)
     reply: Message = {}
     if request["energy_s"]:
         energy = metering.metered("gpu", partial(_once, run), request["energy_s"])
         reply["energy"] = codec.encode(Figure, energy)
-    return reply, [np.asarray(found)]
+    return reply, [found]
 
 
 def _once(run: Callable[[], object]) -> int:
