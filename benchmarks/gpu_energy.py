@@ -175,7 +175,7 @@ def predicted(
         "device": predictor.device.cpu,
         "latency": asdict(ms),
         "energy": asdict(energy),
-        "cross_validated": {
+        "stated": {
             "latency": predictor.errors.words,
             "energy": predictor.energy.error_words if predictor.energy else "",
         },

@@ -1,7 +1,9 @@
 """Time many small networks on a device, kernel by kernel, and keep every result at once.
 
 Networks take turns in a shuffled order, round after round, so that whatever slows the machine for
-a while slows no kind of kernel in particular; of each the quietest round counts. Every result is
+a while slows no kind of kernel in particular; of each the quietest round counts. Where making a
+network's file takes long (`calibration_ahead`), a few are made and get all their rounds before the
+next, so that a calibration cut short knows fewer networks, and each as well. Every result is
 one line of a log that belongs to a device, an engine and its version: a run that was killed goes
 on where it was.
 """
@@ -9,10 +11,13 @@ on where it was.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +62,9 @@ class Unit:
     def name(self) -> str:
         """A short name for the log: 12f, 12q, c12f."""
         return f"{'c' if self.chain else ''}{self.number}{'q' if self.reduced else 'f'}"
+
+
+Part = list[Unit]  # timed one after another: each as often as it is missing
 
 
 @dataclass(slots=True)
@@ -146,21 +154,22 @@ def calibrate(
     options = target.spec.options
     many = networks or int(options.get("calibration_networks", NETWORKS))
     chains = many * int(options.get("calibration_chains", 0))
-    todo = list(_todo(log, many, chains, rounds, seed))
-    emit(Started(_WORK, len(todo)))
+    ahead = int(options.get("calibration_ahead", 0))
+    todo = _todo(log, many, chains, rounds, seed, ahead)
+    emit(Started(_WORK, sum(map(len, todo))))
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as name, file.open("a") as out:
         if file.stat().st_size and not _ends_with_newline(file):
             out.write("\n")  # after a line that a kill cut short
         _append(out, {"schema": SCHEMA, "device": asdict(device)})
-        for unit in todo:
+        for unit, lowered in _prepared(target, todo, Path(name), ahead):
+            if unit.name in log.refused:
+                continue
             if time.monotonic() > deadline:
                 emit(Said("warning", "the time limit has passed: fitted on what was measured"))
                 break
-            if unit.name in log.refused:
-                continue
             try:
-                seen = target.observe(_lowered(target, unit, Path(name)))
+                seen = target.observe(lowered())
             except EdgeBudgetError as e:
                 log.refused[unit.name] = e.what
                 _append(out, {"unit": unit.name, "refused": e.what})
@@ -183,13 +192,43 @@ def calibrate(
     return log
 
 
-def _todo(log: Log, networks: int, chains: int, rounds: int, seed: int) -> Iterator[Unit]:
-    """What is missing, a shuffled round at a time."""
+def _todo(log: Log, networks: int, chains: int, rounds: int, seed: int, ahead: int) -> list[Part]:
+    """What is missing, `ahead` units at a time, or all at once: rounds in shuffled order."""
     each = [(i, False) for i in range(networks)] + [(i, True) for i in range(chains)]
     units = [Unit(i, reduced, chain) for i, chain in each for reduced in (False, True)]
-    for turn in range(rounds):
-        order = np.random.default_rng([seed, turn]).permutation(len(units))
-        yield from (units[i] for i in order if log.rounds.get(units[i].name, 0) <= turn)
+    drawn = np.random.default_rng(seed).permutation(len(units))
+    found = []
+    for start in range(0, len(units), ahead or len(units)):
+        some = drawn[start : start + (ahead or len(units))]
+        part = [
+            units[i]
+            for turn in range(rounds)
+            for i in np.random.default_rng([seed, turn]).permutation(some)
+            if log.rounds.get(units[i].name, 0) <= turn
+        ]
+        found.append([unit for unit in part if unit.name not in log.refused])
+    return found
+
+
+def _prepared(
+    target: CalibratedTarget, parts: Sequence[Part], folder: Path, ahead: int
+) -> Iterator[tuple[Unit, Callable[[], Path]]]:
+    """Each unit to time, and what gives its file or raises why there is none.
+
+    With `ahead`, a part's files are made first, by as many of the target's compilers as there are
+    cores: nothing is timed meanwhile.
+    """
+    if not ahead:
+        yield from ((u, partial(_lowered, target, u, folder)) for part in parts for u in part)
+        return
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for part in parts:
+            jobs = {u: pool.submit(_lowered, target, u, folder) for u in dict.fromkeys(part)}
+            wait(jobs.values())
+            yield from ((u, jobs[u].result) for u in part)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _lowered(target: CalibratedTarget, unit: Unit, folder: Path) -> Path:

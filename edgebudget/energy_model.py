@@ -70,6 +70,7 @@ class EnergyModel:
     p90_error: float
     count: int
     folds: int
+    judged_on: str = "cross-validated"  # what the two errors are of
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class EnergyModel:
     def error_words(self) -> str:
         """For the `how` of a figure."""
         error = f"median error {self.median_error:.1%}, 90 % within {self.p90_error:.1%}"
-        return f"{error}, cross-validated"
+        return f"{error}, {self.judged_on}"
 
     def _far(self, feature: str, value: float) -> str:
         low, high = self.smallest[feature], self.largest[feature]

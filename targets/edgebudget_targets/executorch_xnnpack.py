@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -51,7 +52,7 @@ class XnnpackTarget:
     def __init__(self, spec: TargetSpec) -> None:
         self._threads = int(spec.options["threads"])
         self.spec = replace(spec, device=cpu_features().model, tells=told(spec.tells, "cpu"))
-        self._compiler: Worker | None = None
+        self._compilers = threading.local()  # one a thread: several may lower at once
         self._loaded: tuple[Path, Worker] | None = None  # by `placement`, for `open`
         self._observer: Worker | None = None
 
@@ -292,8 +293,9 @@ class XnnpackTarget:
         return list(found)
 
     def _compiled(self, sources: Mapping[str, Path], file: Path) -> dict[str, dict[str, str]]:
-        if self._compiler is None or not self._compiler.alive:
-            self._compiler = Worker(_LOWER_S)
+        compiler: Worker | None = getattr(self._compilers, "worker", None)
+        if compiler is None or not compiler.alive:
+            self._compilers.worker = compiler = Worker(_LOWER_S)
         paths = {k: str(v) for k, v in sources.items()}
         request = {
             "do": "lower",
@@ -302,7 +304,7 @@ class XnnpackTarget:
             "max_batch": self.spec.max_batch,
         }
         try:
-            reply, _ = self._compiler.ask(request)
+            reply, _ = compiler.ask(request)
         except EngineRefused as e:
             raise TargetError(
                 "EB612",

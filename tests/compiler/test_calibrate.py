@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from edgebudget.cli import main
 from edgebudget.events import Event, Said
 from edgebudget.kernels import FEATURES, Kernel, Observation, work_of
 from edgebudget.predictor import Errors, Predictor, Regressor, Trees
-from edgebudget.target import TargetSpec
+from edgebudget.program import Program
+from edgebudget.target import Lowered, TargetSpec
 from edgebudget_runtime.device_id import Device, here
 from edgebudget_runtime.errors import ArtifactError, TargetError
 
@@ -160,6 +162,33 @@ def test_an_interrupted_calibration_goes_on(cache: Path) -> None:
     assert len(log.best) == 10
     assert len(again.asked) == 4
     assert not set(again.asked) & set(kept.best)
+
+
+def test_networks_are_lowered_side_by_side_before_any_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(work.os, "cpu_count", lambda: 2)
+    machine = Machine()
+    machine.spec = dataclasses.replace(machine.spec, options={"calibration_ahead": "4"})
+    real, pair, busy = machine.lower, threading.Barrier(2, timeout=60.0), list[str]()
+
+    def lower(program: Program, folder: Path, name: str) -> Lowered:
+        busy.append(name)
+        pair.wait()  # it takes two at a time to get on
+        try:
+            if name == "3q":
+                raise TargetError("EB612", "no such layer", hint="none")
+            return real(program, folder, name)
+        finally:
+            busy.remove(name)
+
+    def timed(name: str) -> None:
+        assert busy == []
+
+    machine.lower, machine.before = lower, timed
+    log, _ = calibrated(machine)
+    assert log.refused == {"3q": "no such layer"}
+    assert len(log.best) == 9
 
 
 def test_damaged_lines_are_skipped_and_counted() -> None:
