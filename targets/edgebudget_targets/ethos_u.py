@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebudget.cpu_features import cpu_features
 from edgebudget.layer_loads import NodeTimes, Roof
 from edgebudget.session import CpuSession
 from edgebudget.target import (
@@ -142,10 +141,8 @@ class EthosUTarget:
                     hint="take them out of the network: the TOSA model runs whole graphs alone",
                 )
             return TosaExecutor(file, self._limits.run)
-        # Without VNNI, x86 sums byte products in 16 bits, and clips where the NPU does not.
-        precise = {"session.x64quantprecision": "1"} if cpu_features().saturates else {}
         model = graphs.canonical_bytes(rounded_as_npu(read_graph(file)))
-        return CpuExecutor(CpuSession(model, entries=precise))
+        return CpuExecutor(CpuSession(model))
 
     def placement(self, file: Path) -> Placement:
         """Which nodes the NPU takes, as the compiler left them.

@@ -66,7 +66,7 @@ class CpuTarget:
         Raises:
             ArtifactError: EB510, the engine refuses the file.
         """
-        return CpuExecutor(CpuSession(file))
+        return CpuExecutor(CpuSession(file, exact=False))
 
     def placement(self, file: Path) -> Placement:
         """Every node of the file, on the CPU: no other provider is registered.
@@ -115,7 +115,7 @@ class CpuTarget:
             ArtifactError: EB510, the engine refuses the file.
             UsageError: EB142, an input is missing or has the wrong shape.
         """
-        session = CpuSession(file, threads=self._threads)
+        session = CpuSession(file, threads=self._threads, exact=False)
         first = next(chunks(inputs, session.shapes))
 
         def once() -> int:
@@ -180,7 +180,7 @@ class CpuTarget:
             UsageError: EB142 an input is missing or has the wrong shape, EB144 no run is asked for.
         """
         _check_runs(repeats)
-        sessions = [CpuSession(f, threads=self._threads) for f in files]
+        sessions = [CpuSession(f, threads=self._threads, exact=False) for f in files]
         first = [next(chunks(x, s.shapes)) for x, s in zip(inputs, sessions, strict=True)]
         seconds = np.empty((len(files), repeats))
         for turn in range(-_WARM_UP, repeats):

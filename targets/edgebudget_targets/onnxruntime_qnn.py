@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgebudget.cpu_features import cpu_features
 from edgebudget.layer_loads import NodeTimes, Roof
 from edgebudget.session import CpuSession
 from edgebudget.target import (
@@ -103,9 +102,7 @@ class HexagonTarget:
         if exact:
             self._require()
             return _Emulated(self.emulator, file)
-        # Without VNNI, x86 sums byte products in 16 bits, and clips where the NPU does not.
-        precise = {"session.x64quantprecision": "1"} if cpu_features().saturates else {}
-        return CpuExecutor(CpuSession(file, entries=precise))
+        return CpuExecutor(CpuSession(file))
 
     def placement(self, file: Path) -> Placement:
         """Where every node of the file runs, quantization at the edges included.
