@@ -62,16 +62,6 @@ class Comparison:
     rows: tuple[Row, ...]
 
 
-def families() -> tuple[str, ...]:
-    """One name per family: what is compared where no targets are named."""
-    found: dict[str, str] = {}
-    for name in target_registry.names():
-        if "/" not in name:
-            spec = target_registry.get(name).spec
-            found[spec.name] = max(name, found.get(spec.name, ""), key=len)
-    return tuple(sorted(found.values()))
-
-
 def compare(
     model: str,
     targets: Sequence[str],

@@ -56,7 +56,7 @@ def _machine() -> list[Finding]:
     cpu = cpu_features()
     flags = ", ".join(sorted(cpu.flags)) or "no 8-bit instructions known"
     cores = os.cpu_count() or 1
-    slow = "no VNNI: 8-bit models gain little here, and `cpu` sums their products in 16 bits" if cpu.saturates else ""
+    slow = "no VNNI: 8-bit models gain little here, and may clip" if cpu.saturates else ""
     found = [
         _finding("machine", "python", True, platform.python_version()),
         _finding("machine", "cpu", True, f"{cpu.model}, {cores} cores ({flags})", slow),

@@ -96,10 +96,11 @@ def run_over(
     *,
     emit: Emit,
     work: str,
+    exact: bool = True,
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     """Run a model sample by sample (by its own batch): (first sample's number, outputs).
 
-    A last batch that is too short is filled with samples of the first.
+    A last batch that is too short is filled with samples of the first. `exact` is the target's.
 
     Raises:
         UsageError: EB130, there is no calibration data.
@@ -112,7 +113,7 @@ def run_over(
             hint="give --data imagefolder:DIR or --data npz:FILE",
         )
     blob = model if isinstance(model, bytes) else graphs.canonical_bytes(model)
-    session = CpuSession(blob)
+    session = CpuSession(blob, exact=exact)
     emit(Started(work, len(indices)))
     size = batch_size(model)
     for start in range(0, len(indices), size):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 
 from edgebudget.cpu_features import cpu_features
+from edgebudget_runtime.engine import EXACT
 from edgebudget_runtime.errors import ArtifactError, first_line
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CpuSession:
         # Spinning threads steal the core from each other when other work shares the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if exact and cpu_features().saturates:
-            options.add_session_config_entry("session.x64quantprecision", "1")
+            options.add_session_config_entry(*EXACT)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         source = str(model) if isinstance(model, Path) else model

@@ -46,6 +46,13 @@ class TargetSpec:
         return int(self.options.get("max_batch", 1))
 
     @property
+    def exact(self) -> bool:
+        """Whether sums of its 8-bit products are never clipped; see `session.CpuSession`."""
+        from edgebudget_runtime.engine import CPU_TARGET  # loads the engine
+
+        return self.engine != CPU_TARGET
+
+    @property
     def integers(self) -> bool:
         """Whether the target computes with integers; else quantizing costs quality for nothing."""
         return not self.activation_dtypes[0].startswith("float")

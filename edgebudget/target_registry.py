@@ -39,6 +39,19 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*_built_in(), *_third_party()}))
 
 
+def families() -> tuple[str, ...]:
+    """One name of each family of devices, its own, without importing any target.
+
+    Raises:
+        UsageError: EB141, two targets have the same name.
+    """
+    found = dict[str, str]()
+    for name, target in _built_in().items():
+        if not target.is_device:  # of a family's own names, the longest says most
+            found[target.spec.name] = max(name, found.get(target.spec.name, ""), key=len)
+    return tuple(sorted({*found.values(), *_third_party()}))
+
+
 def get(name: str) -> Target:
     """Import and return one target.
 

@@ -46,8 +46,9 @@ def compare(
     """Show one network on several targets side by side, without compiling it to a budget."""
     from edgebudget.compare_text import markdown as as_markdown
     from edgebudget.compare_text import notes, table
-    from edgebudget.comparing import Comparison, families
+    from edgebudget.comparing import Comparison
     from edgebudget.comparing import compare as run
+    from edgebudget.target_registry import families
     from edgebudget_runtime import codec
 
     named = [n.strip() for n in (targets or "").split(",") if n.strip()]

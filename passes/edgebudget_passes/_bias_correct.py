@@ -27,9 +27,16 @@ _AXES_AS_INPUT = 18  # the operator set from which ReduceMean takes its axes as 
 
 
 def shifts(
-    graph: Graph, plan: Plan, dataset: Dataset, indices: Sequence[int], emit: Emit
+    graph: Graph,
+    plan: Plan,
+    dataset: Dataset,
+    indices: Sequence[int],
+    emit: Emit,
+    exact: bool,
 ) -> dict[str, Array]:
     """Node name -> what to add to its bias, [channels], from the given samples.
+
+    `exact` is the target's: what clips there is corrected.
 
     Raises:
         ArtifactError: EB520, a sample holds NaN or infinity.
@@ -44,7 +51,9 @@ def shifts(
     total: dict[str, Array] = {}
     count = 0
     paired = _paired(graph, plan, nodes)
-    for _, out in run_over(paired, dataset, indices, emit=emit, work="bias correction"):
+    for _, out in run_over(
+        paired, dataset, indices, emit=emit, work="bias correction", exact=exact
+    ):
         for i, node in enumerate(nodes):
             gap = out[f"eb.float.{i}"].astype(np.float64) - out[f"eb.whole.{i}"]
             total[node.name] = total.get(node.name, 0.0) + gap.reshape(-1)

@@ -52,11 +52,21 @@ def split(dataset: Dataset | None, samples: int, rng: np.random.Generator) -> Sp
 
 
 class Judge:
-    """Float outputs on the held-back samples, and the error of others against them."""
+    """Float outputs on the held-back samples, and the error of others against them.
+
+    `exact` is the target's: what clips there clips here.
+    """
 
     def __init__(
-        self, model: onnx.ModelProto, dataset: Dataset, indices: Sequence[int], emit: Emit
+        self,
+        model: onnx.ModelProto,
+        dataset: Dataset,
+        indices: Sequence[int],
+        emit: Emit,
+        *,
+        exact: bool,
     ) -> None:
+        self._exact = exact
         size = batch_size(model)
         runs = -(-len(indices) // size)
         self._parts = [
@@ -79,13 +89,14 @@ class Judge:
         part = object.__new__(Judge)
         runs = max(1, min(len(self._parts), samples // len(self._parts[0])))
         part._parts, part._dataset = self._parts[:runs], self._dataset
+        part._exact = self._exact
         part._kept = self._kept[:runs] if self._kept is not None else None
         part._reference = {k: v[:runs] for k, v in self._reference.items()}
         return part
 
     def errors(self, model: onnx.ModelProto) -> dict[str, float]:
         """Noise power over signal power of each output; for integers, the share that differs."""
-        session = CpuSession(graphs.canonical_bytes(model))
+        session = CpuSession(graphs.canonical_bytes(model), exact=self._exact)
         feeds = self._kept or (feed(self._dataset, p) for p in self._parts)
         found = [session.run(f) for f in feeds]
         return {

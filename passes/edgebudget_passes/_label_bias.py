@@ -52,9 +52,12 @@ def labels(dataset: Dataset, indices: Sequence[int], classes: int) -> Array | No
     return numbers if numbers.min() >= 0 and numbers.max() < classes else None
 
 
-def logits(model: onnx.ModelProto, dataset: Dataset, indices: Sequence[int], emit: Emit) -> Array:
-    """The model's only output on some samples, [samples, classes]."""
-    parts = [o for _, o in run_over(model, dataset, indices, emit=emit, work="class biases")]
+def logits(
+    model: onnx.ModelProto, dataset: Dataset, indices: Sequence[int], emit: Emit, exact: bool
+) -> Array:
+    """The model's only output on some samples, [samples, classes]; `exact` is the target's."""
+    found = run_over(model, dataset, indices, emit=emit, work="class biases", exact=exact)
+    parts = [o for _, o in found]
     rows = np.concatenate([next(iter(o.values())) for o in parts])
     return rows[: len(indices)].astype(np.float64)
 

@@ -63,7 +63,7 @@ def run(program: Program, config: Config, ctx: Context) -> PassResult:
     data = ctx.data.calibration
     assert data is not None  # split has refused its absence
     balanced = Graph(_balanced(graph, found, _peaks(graph, found, parts, ctx)))
-    judge = Judge(graph.model, data, parts.judge, ctx.emit)
+    judge = Judge(graph.model, data, parts.judge, ctx.emit, exact=ctx.target.exact)
     before, after = (_plain_error(g, parts, judge, ctx) for g in (graph, balanced))
     why = f"plain int8, held-back SQNR {decibel(before):.1f} -> {decibel(after):.1f} dB"
     if not after < before:

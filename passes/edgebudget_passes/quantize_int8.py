@@ -118,10 +118,10 @@ def _quantize(
     few = parts.ranges[: _affordable(graph, _CORRECTED, _CORRECTION_WORK)]
     search = Search(
         bench,
-        Judge(graph.model, data, parts.judge, ctx.emit),
+        Judge(graph.model, data, parts.judge, ctx.emit, exact=ctx.target.exact),
         ctx.target,
         ctx.emit,
-        lambda plan: _bias_correct.shifts(graph, plan, data, few, ctx.emit),
+        lambda plan: _bias_correct.shifts(graph, plan, data, few, ctx.emit, ctx.target.exact),
         ctx.deadline,
     )
     found = search.plain(assignment, _ranges(config, ctx), bias_correct=config.bias_correct)
@@ -144,7 +144,7 @@ def _with_label_bias(bench: Bench, found: Found, parts: Split, ctx: Context) -> 
     wanted = _label_bias.labels(data, drawn, bench.graph.channels(node))
     if wanted is None:
         return found
-    scores = _label_bias.logits(found.model, data, drawn, ctx.emit)
+    scores = _label_bias.logits(found.model, data, drawn, ctx.emit, ctx.target.exact)
     better, note = _label_bias.judge(scores, wanted)
     found = replace(found, notes=(*found.notes, note))
     if not better:

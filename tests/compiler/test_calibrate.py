@@ -167,7 +167,7 @@ def test_an_interrupted_calibration_goes_on(cache: Path) -> None:
 def test_networks_are_lowered_side_by_side_before_any_is_timed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(work.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     machine = Machine()
     machine.spec = dataclasses.replace(machine.spec, options={"calibration_ahead": "4"})
     real, pair, busy = machine.lower, threading.Barrier(2, timeout=60.0), list[str]()

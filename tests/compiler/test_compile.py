@@ -80,7 +80,7 @@ def test_the_runner_gives_what_the_file_gives(halved: Path) -> None:
     spec = manifest.segments[0].inputs[0]
     shape = tuple(d or 1 for d in spec.shape)
     x = np.random.default_rng(0).random(shape, dtype=np.float32)
-    direct = CpuSession(halved / manifest.segments[0].file).run({spec.name: x})
+    direct = CpuSession(halved / manifest.segments[0].file, exact=False).run({spec.name: x})
     with Runner(halved) as runner:
         ours = runner.run({spec.name: x}).outputs
     for name, value in direct.items():

@@ -15,7 +15,11 @@ from edgebudget_runtime.errors import ArtifactError, EdgeBudgetError, UsageError
 from edgebudget_runtime.inputs import Array
 
 CPU = "CPUExecutionProvider"
+CPU_TARGET = "onnxruntime-cpu"  # what manifests call files for it
 VERSION: str = ort.__version__
+# 8-bit products are summed without the 16-bit clipping of x86 processors before VNNI. The engine
+# then takes slower kernels on all of x86.
+EXACT = ("session.x64quantprecision", "1")
 # Providers that come as a package of their own, to be registered before use.
 _PLUGINS = {
     "QNNExecutionProvider": "onnxruntime_qnn",
@@ -33,6 +37,7 @@ def open_session(
     model: bytes | None = None,
     weights: Mapping[str, bytes] | None = None,
     trace: Path | None = None,
+    exact: bool = False,
 ) -> ort.InferenceSession:
     """Load a model on the first provider; nodes may only go to the providers that are listed.
 
@@ -40,7 +45,8 @@ def open_session(
     read it, and `weights` the bytes of the files that it refers to, by the names it uses: the
     engine copies what it needs, while files that it opens itself stay mapped, and the process
     dies when one is cut short. `trace` begins the name of a file that the engine's own profiler
-    writes when the session's `end_profiling` is called; it slows every run down.
+    writes when the session's `end_profiling` is called; it slows every run down. `exact` is for
+    graphs that another processor computes: nothing is clipped that it would not clip.
 
     Raises:
         UsageError: EB175 a provider is not here.
@@ -52,6 +58,8 @@ def open_session(
     settings.inter_op_num_threads = 1
     # Spinning threads steal the core from each other when other work shares the machine.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact:
+        settings.add_session_config_entry(*EXACT)
     if trace is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(trace)

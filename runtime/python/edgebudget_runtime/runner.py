@@ -395,7 +395,7 @@ class Runner:
             return f"executorch {executorch_program.installed_version()}"
         used = f"onnxruntime {self._providers[0]}"
         own = self.manifest.target.engine
-        stands_in = self._providers[0] == engine.CPU and own != "onnxruntime-cpu"
+        stands_in = self._providers[0] == engine.CPU and own != engine.CPU_TARGET
         return f"{used}, standing in for {own}" if stands_in else used
 
 

@@ -184,6 +184,7 @@ class Sessions:
             "options": self._options,
             "threads": self._threads,
             "trace": None if self._traces is None else self._traces / segment.id,
+            "exact": self._manifest.target.engine != engine.CPU_TARGET,
         }
         if self._providers[0] != engine.CPU:  # a compiled context finds its files by its own path
             if self._verify:
@@ -210,7 +211,7 @@ class Sessions:
         model = integrity.read(self._folder, graph, verify=self._verify)
         path = integrity.locate(self._folder, graph.file)
         return engine.open_session(
-            path, model=model, providers=self._providers, threads=self._threads
+            path, model=model, providers=self._providers, threads=self._threads, exact=True
         )
 
     def _started_program(self, segment: Segment) -> Any:
