@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import onnxruntime as ort
 
 from edgebudget.cpu_features import cpu_features
@@ -39,7 +40,7 @@ class CpuSession:
         options.inter_op_num_threads = 1
         # Spinning threads steal the core from each other when other work shares the machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if exact and cpu_features().saturates:
+        if exact and cpu_features().saturates and _zero_points_are_given(model):
             options.add_session_config_entry(*EXACT)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -65,3 +66,18 @@ class CpuSession:
         """Run one batch; names are the model's own."""
         values: Any = self._session.run(list(self.outputs), {k: inputs[k] for k in self.inputs})
         return dict(zip(self.outputs, values, strict=True))
+
+
+def _zero_points_are_given(model: bytes | Path) -> bool:
+    """Whether all that is rounded has a zero point; ONNX Runtime 1.31 cannot be exact without.
+
+    What a damaged file holds is for the engine to say.
+    """
+    try:
+        if isinstance(model, Path):
+            loaded = onnx.load_model(str(model), load_external_data=False)
+        else:
+            loaded = onnx.load_model_from_string(model)
+    except Exception:  # protobuf's own errors, and those of the file system
+        return False
+    return all(len(n.input) > 2 for n in loaded.graph.node if n.op_type == "QuantizeLinear")
