@@ -22,7 +22,7 @@ class CpuSession:
     """A model loaded in ONNX Runtime's CPU provider, and nothing else.
 
     On x86 without VNNI the engine sums 8-bit products in 16 bits, and clips: an integer graph then
-    answers otherwise than anywhere else. `exact` sums as the graph says, half as fast there; what
+    answers otherwise than anywhere else. `exact` sums as the graph says, more slowly there; what
     stands for a run on the device itself is not exact.
     """
 
