@@ -15,6 +15,7 @@ from edgebudget import graph as graphs
 from edgebudget import shared_weights, target_registry
 from edgebudget.chain import Chain
 from edgebudget.count_onnx import count_graph
+from edgebudget.cpu_features import cpu_features
 from edgebudget.evaluate import predict
 from edgebudget.exits import exit_outputs
 from edgebudget.export import to_graph
@@ -208,7 +209,8 @@ def test_real_networks_answer_as_before_they_were_cut(
     model: onnx.ModelProto = made.body
     files = written(model, tmp_path)
     chain = chain_of(files, target="cpu" if spec is None else spec.name)
-    whole = predict(CpuSession(graphs.canonical_bytes(model)).run, data)
+    exact = spec is not None and spec.exact  # the chain runs as its target does
+    whole = predict(CpuSession(graphs.canonical_bytes(model), exact=exact).run, data)
     for name, found in zip(NAMES, chain.predict(data), strict=True):
         if spec is None:  # float kernels may be fused otherwise
             np.testing.assert_allclose(found.outputs["y"], whole.outputs[name], atol=1e-5)
@@ -222,6 +224,8 @@ def test_real_networks_answer_as_before_they_were_cut(
     }
     kinds = onnx.TensorProto
     if spec is not None and network is ResNet20:
-        assert handed == {kinds.UINT8}
+        # where the processor clips sums, the CPU keeps some layers in float
+        clips = spec is CPU and cpu_features().saturates
+        assert kinds.UINT8 in handed if clips else handed == {kinds.UINT8}
     if spec is NPU:
         assert handed <= {kinds.UINT8, kinds.UINT16}
