@@ -1,11 +1,12 @@
 """Time many small networks on a device, kernel by kernel, and keep every result at once.
 
 Networks take turns in a shuffled order, round after round, so that whatever slows the machine for
-a while slows no kind of kernel in particular; of each the quietest round counts. Where making a
-network's file takes long (`calibration_ahead`), a few are made and get all their rounds before the
-next, so that a calibration cut short knows fewer networks, and each as well. Every result is
-one line of a log that belongs to a device, an engine and its version: a run that was killed goes
-on where it was.
+a while slows no kind of kernel in particular; of each the quietest round counts. Neighbours of a
+virtual machine slow it for milliseconds and for seconds, so that many short rounds find it quiet
+sooner than a few long ones. Where making a network's file takes long (`calibration_ahead`), a few
+are made and get all their rounds before the next, so that a calibration cut short knows fewer
+networks, and each as well. Every result is one line of a log that belongs to a device, an engine
+and its version: a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def calibrate(
     target: CalibratedTarget,
     *,
     networks: int | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
     limit_s: float = 1200.0,
     seed: int = 0,
     emit: Emit,
@@ -139,8 +140,9 @@ def calibrate(
     """Time what the log does not know yet, for `limit_s` seconds at most, and give all of it.
 
     `networks` None takes the target's own number (its option `calibration_networks`), which is
-    smaller where a network takes long to lower. To each belong as many chains of one kernel as the
-    target's option `calibration_chains` says: some, where the engine tells whole runs alone.
+    smaller where a network takes long to lower; `rounds` None its `calibration_rounds`. To each
+    network belong as many chains of one kernel as the target's option `calibration_chains` says:
+    some, where the engine tells whole runs alone.
 
     Raises:
         TargetError: EB651, too little could be measured to fit anything.
@@ -155,6 +157,7 @@ def calibrate(
     many = networks or int(options.get("calibration_networks", NETWORKS))
     chains = many * int(options.get("calibration_chains", 0))
     ahead = int(options.get("calibration_ahead", 0))
+    rounds = rounds or int(options.get("calibration_rounds", ROUNDS))
     todo = _todo(log, many, chains, rounds, seed, ahead)
     emit(Started(_WORK, sum(map(len, todo))))
     file.parent.mkdir(parents=True, exist_ok=True)

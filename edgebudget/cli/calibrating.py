@@ -33,8 +33,9 @@ def calibrate(
         typer.Option("--networks", min=1, help="Small networks, each in float and in int8."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="How often each is timed; the quietest counts.")
-    ] = 4,
+        int | None,
+        typer.Option("--rounds", min=1, help="How often each is timed; the quietest counts."),
+    ] = None,
     use: Annotated[
         Path | None, typer.Option("--use", help="Check and keep a predictor from elsewhere.")
     ] = None,

@@ -30,7 +30,7 @@ _OPTIMIZED = "optimized.onnx"
 _LAST_FIRST = ("QLinearConv", "NhwcMaxPool", "NhwcConv", "QLinearGlobalAveragePool")
 _SIZES = {"float": 4, "uint8": 1, "int8": 1, "int32": 4, "int64": 8, "double": 8, "float16": 2,
           "bool": 1, "uint16": 2, "int16": 2}  # fmt: skip
-_BURST_S, _LEAST, _MOST = 0.06, 8, 60  # of one burst of runs
+_BURST_S, _LEAST, _MOST = 0.015, 8, 60  # of one burst of runs
 _KEPT = 0.6  # of the runs, the fastest: what disturbs a run only ever adds to it
 Shape = tuple[int, ...]
 Feed = Mapping[str, "Array"]
