@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from edgebudget import planner
 from edgebudget.candidates import Candidate, Reach
 from edgebudget.events import Said
 from edgebudget.pipeline import run_steps
+from edgebudget.plan import Plan
 from edgebudget.predictors import find
 from edgebudget.target import Predicts, TellsKernels
 from edgebudget.verify import dear_cost, file_cost
@@ -27,7 +28,7 @@ from edgebudget_runtime.errors import InfeasibleError, TargetError
 
 if TYPE_CHECKING:
     from edgebudget.job import Job
-    from edgebudget.plan import Plan, Step
+    from edgebudget.plan import Step
     from edgebudget.planner import Proposal
     from edgebudget_runtime.budget import Limit
     from edgebudget_runtime.cost import Cost, Resource
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 _RUNS = 20
 _DRAFTS = 8  # how often the bound is tightened
 _ROOM = 0.97  # of a limit on time that a draft may use: the proof measures again
-_BELIEVED = 1.1  # times the bound that a prediction may show before a candidate is refused
+_BELIEVED = 1.1  # times what would do that a prediction may show before it counts
+_FLOATS = "not quantized: as drafts were measured, float keeps the limits where 8 bits do not"
 _SHARE = 0.97  # of the amount that would just do
 _NEARLY = 1.02  # times the smallest reachable amount, which is an estimate
 _AGAIN = 2  # drafts between one that fits and one that does not
@@ -53,6 +55,7 @@ class _Known:
     rough: bool  # whether drafts come from a rough search
     points: list[tuple[float, float]] = field(default_factory=list)  # that break a limit
     scale: float | None = None  # measured statistic over predicted time
+    floats: bool = False  # whether a draft in float has cost less than in 8 bits
     again: int = 0  # drafts larger than one that fitted
 
 
@@ -95,10 +98,10 @@ def _narrowed(job: Job, proposal: Proposal, cap: float, share: float, known: _Kn
         if job.setting.late:
             job.setting.emit(Said("warning", "the time limit has passed: no draft is tried"))
             break
-        cost = _draft_cost(job, proposal.plan, known, share)
+        cost, drafted = _draft_cost(job, proposal.plan, known, share)
         over = _over(job, cost, share)
         if over <= 1.0:
-            fit = _Fit(proposal, cap, over)
+            fit = _Fit(replace(proposal, plan=drafted), cap, over)
         else:
             known.points.append((cap, over))
         if fit is None:
@@ -147,7 +150,7 @@ def _larger(job: Job, fit: _Fit, known: _Known) -> tuple[float, Proposal] | None
         cap = min(max(line, math.sqrt(low * high)), high / _WORTH)
         job.setting.emit(Said("info", f"a draft leaves room: trying {cap:.4g}"))
         proposal = _propose(job, cap, known)
-        if proposal.plan != fit.proposal.plan:
+        if _in_float(proposal.plan).steps != _in_float(fit.proposal.plan).steps:
             return cap, proposal
         low = cap
     return None
@@ -184,9 +187,11 @@ def _refusal(job: Job, known: _Known) -> planner.Refuse | None:
         return None
 
     def refuse(candidate: Candidate) -> str:
-        steps = (*candidate.steps, *planner.graph_steps(job.setting, job.start.program))
+        plan = Plan((*candidate.steps, *planner.graph_steps(job.setting, job.start.program)))
+        plans = [plan, _in_float(plan)] if known.floats else [plan]
         with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
-            ms = _predicted(job, _lowered(job, steps, Path(name))[1])
+            told = [_predicted(job, _lowered(job, p.steps, Path(name))[1]) for p in plans]
+        ms = min((ms for ms in told if ms is not None), default=None)
         if ms is None or known.scale is None or ms * known.scale <= bound * _BELIEVED:
             return ""
         return f"predicted {ms * known.scale:.4g} ms, the limit is {bound:.4g} ms"
@@ -224,13 +229,47 @@ def _ratios(job: Job, cost: Cost, share: float) -> Iterator[tuple[Limit, float, 
         yield limit, value, value / (limit.bound * (_ROOM * share if timed else 1.0))
 
 
-def _draft_cost(job: Job, plan: Plan, known: _Known, share: float) -> Cost:
-    """Cost of the plan's result without its training.
+def _draft_cost(job: Job, plan: Plan, known: _Known, share: float) -> tuple[Cost, Plan]:
+    """Cost of the plan's result without its training, in 8 bits or in float, and which that is.
+
+    Narrow layers take less time in float where a processor has no instructions for 8-bit products:
+    a draft that breaks a limit in 8 bits is measured in float too, unless a predictor knows better.
+    """
+    steps = [s for s in plan.steps if s.name != "recover"]
+    cost, ms = _timed_draft(job, steps, known, share)
+    plain = _in_float(plan)
+    if _over(job, cost, share) <= 1.0 or plain == plan or job.setting.target.family != "cpu":
+        return cost, plan
+    steps = [s for s in plain.steps if s.name != "recover"]
+    if ms is not None and not known.floats:
+        with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
+            other = _predicted(job, _lowered(job, steps, Path(name))[1])
+        if other is not None and other > ms * _BELIEVED:
+            return cost, plan
+    in_float, _ = _timed_draft(job, steps, known, share)
+    if _over(job, in_float, share) >= _over(job, cost, share):
+        return cost, plan
+    known.floats = True
+    job.setting.emit(Said("info", "in float the draft costs less than in 8 bits"))
+    return in_float, plain
+
+
+def _in_float(plan: Plan) -> Plan:
+    """The plan without its quantization; itself where there is none."""
+    steps = tuple(s for s in plan.steps if s.name != "quantize_int8")
+    if len(steps) == len(plan.steps):
+        return plan
+    return replace(plan, steps=steps, reasons=(*plan.reasons, _FLOATS))
+
+
+def _timed_draft(
+    job: Job, steps: Sequence[Step], known: _Known, share: float
+) -> tuple[Cost, float | None]:
+    """Cost of a draft, and its milliseconds as they are predicted, where they are.
 
     A draft that looks too slow is timed once more: other work on the machine only ever adds time,
     and one burst of it is no reason to cut the network.
     """
-    steps = [s for s in plan.steps if s.name != "recover"]
     with tempfile.TemporaryDirectory(prefix="edgebudget-") as name:
         cost, file = _lowered(job, steps, Path(name))
         budget = job.setting.budget
@@ -241,9 +280,10 @@ def _draft_cost(job: Job, plan: Plan, known: _Known, share: float) -> Cost:
             again = dear_cost(cost, job.target, file, job.workload, budget, _RUNS)
             cost = min(cost, again, key=lambda c: c.latency_ms.value or math.inf)
             measured = cost.latency_ms.value
-        if measured is not None and (ms := _predicted(job, file)):
+        ms = None if measured is None else _predicted(job, file)
+        if measured is not None and ms:
             known.scale = min(measured / ms, known.scale or math.inf)
-    return cost
+    return cost, ms
 
 
 def _check_told(job: Job, cost: Cost) -> None:
