@@ -133,7 +133,7 @@ def calibrate(
     *,
     networks: int | None = None,
     rounds: int | None = None,
-    limit_s: float = 1200.0,
+    limit_s: float = 1080.0,
     seed: int = 0,
     emit: Emit,
 ) -> Log:

@@ -26,8 +26,8 @@ def calibrate(
     device: Annotated[str, typer.Option("--device", help="Where to measure: local.")] = "local",
     target: o.TargetName = "cpu",
     time_limit: Annotated[
-        str, typer.Option("--time-limit", help="Fit what was measured by then: 20m.")
-    ] = "20m",
+        str, typer.Option("--time-limit", help="Fit what was measured by then, a minute more: 18m.")
+    ] = "18m",
     networks: Annotated[
         int | None,
         typer.Option("--networks", min=1, help="Small networks, each in float and in int8."),
