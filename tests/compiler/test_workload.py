@@ -179,6 +179,17 @@ def _nothing(folder: Path) -> None:
     (folder / "readme.txt").write_text("no pictures")
 
 
+def test_flat_photos_serve_a_zoo_classifier_that_is_compared_with_itself(tmp_path: Path) -> None:
+    for k in range(10):
+        picture(tmp_path / "d" / f"{k}.png", k)
+    with pytest.raises(ArtifactError, match="no class folders") as caught:
+        load_workload("digits", data=str(tmp_path / "d"))
+    assert "--task agreement" in str(caught.value)
+    workload = load_workload("digits", data=str(tmp_path / "d"), task="agreement")
+    assert workload.task.needs_reference
+    assert answers(workload) == 1.0
+
+
 def _flat(folder: Path) -> None:
     picture(folder / "a.png", 1)
 
