@@ -101,7 +101,8 @@ def _narrowed(job: Job, proposal: Proposal, cap: float, share: float, known: _Kn
         cost, drafted = _draft_cost(job, proposal.plan, known, share)
         over = _over(job, cost, share)
         if over <= 1.0:
-            fit = _Fit(replace(proposal, plan=drafted), cap, over)
+            same = drafted is proposal.plan
+            fit = _Fit(proposal if same else replace(proposal, plan=drafted), cap, over)
         else:
             known.points.append((cap, over))
         if fit is None:

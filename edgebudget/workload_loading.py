@@ -125,8 +125,10 @@ def _load_data(model: LoadedModel, source: str | None, task: Task | None, seed: 
     root = Path(place)
     if not root.is_dir():
         raise UsageError("EB169", f"no folder {place}", hint="check the path")
-    if entry is not None and not query and (task is None or task.kind == entry.task):
-        _look_at(root, entry.task == "classification")
+    labelled = entry is not None and entry.task == "classification"
+    alone = task is not None and task.needs_reference and not _has_class_folders(_parts(root))
+    if entry is not None and not query and not (labelled and alone):
+        _look_at(root, labelled)
         return _Found(_zoo_data(model, root), model.preprocessing)
     return _pictures(model, root, query, task, seed)
 
