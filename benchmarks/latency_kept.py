@@ -3,9 +3,7 @@
 Ten limits between the fastest and the slowest that the network can reach, each compiled without
 training, and the exported file then timed by a plain ONNX Runtime script in a process of its own:
 its 99th percentile of 2,000 runs must keep the limit in nine of ten. Half the fastest must be
-refused. Reached is what a compile can prove at the time, an upper bound of the percentile: where
-neighbours disturb the machine, that is well above the percentile of its quietest moments. Values do
-not change a latency: the data is seeded noise.
+refused. Values do not change a latency: the data is seeded noise.
 
     python -m benchmarks.latency_kept
 """
@@ -13,7 +11,6 @@ not change a latency: the data is seeded noise.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -25,14 +22,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import save
-from edgebudget import compiler, target_registry
-from edgebudget.session import CpuSession
+from edgebudget import compiler
 from edgebudget_runtime.budget import Budget
 from edgebudget_runtime.errors import EdgeBudgetError, InfeasibleError, MissedError
 
-_SAMPLES, _RUNS = 32, 50
-_PROOFS = 5  # of an end of the range: the usual one counts
-_ROOM = 1.1  # the fastest limit over the fastest proof: half the proofs are above the usual one
+_SAMPLES = 32
+_ROOM = 1.1  # the fastest limit over the fastest p99: what is proven is an upper bound of it
 _SCRIPT = """
 import sys, time
 import numpy as np, onnxruntime as ort
@@ -62,8 +57,8 @@ def main(arguments: list[str]) -> int:
         folder = Path(name)
         bench = _Bench(options.model, folder)
         smallest = compiler.propose(options.model, data=bench.data).reach.smallest
-        slowest = bench.provable(bench.compiled(Budget()))
-        fastest = bench.provable(bench.compiled(Budget.parse(macs=1.03 * smallest)))
+        slowest = bench.quietest(bench.compiled(Budget()))
+        fastest = bench.quietest(bench.compiled(Budget.parse(macs=1.03 * smallest)))
         limits = np.geomspace(_ROOM * fastest, slowest, options.limits)
         rows = [bench.row(float(limit)) for limit in limits]
         below = bench.row(fastest / 2)
@@ -75,7 +70,7 @@ def main(arguments: list[str]) -> int:
     }
     save(
         "latency_kept",
-        {"model": options.model, "fastest_proof_ms": fastest, "slowest_proof_ms": slowest,
+        {"model": options.model, "fastest_p99_ms": fastest, "slowest_p99_ms": slowest,
          "limits": rows, "below": below, "load_average": os.getloadavg(), "ok": checks},
     )  # fmt: skip
     for text, ok in checks.items():
@@ -115,15 +110,9 @@ class _Bench:
         manifest = json.loads((out / "manifest.json").read_text())
         return p99, median, int(manifest["subnetworks"][0]["cost"]["macs"]["value"])
 
-    def provable(self, out: Path) -> float:
-        """The p99 that a compile would prove now: the usual one of a few proofs, in ms."""
-        file = out / "segments" / "main.onnx"
-        shapes = CpuSession(file).shapes.items()
-        rng = np.random.default_rng(0)
-        feed = {k: rng.random([int(d or 1) for d in v]).astype(np.float32) for k, v in shapes}
-        target = target_registry.get("cpu")
-        proofs = [target.latency(file, feed, _RUNS, statistic="p99") for _ in range(_PROOFS)]
-        return float(np.median([proof.value or math.nan for proof in proofs]))
+    def quietest(self, out: Path) -> float:
+        """The smallest p99 of three processes: where the limits lie should not hang on one."""
+        return min(self.measured(out)[0] for _ in range(3))
 
     def row(self, limit: float) -> dict[str, Any]:
         """One limit: compiled or refused, and what another process then measures."""
