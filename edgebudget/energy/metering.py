@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from edgebudget_runtime.measure.counters import Counter
 
 SECONDS = 2.5  # of runs: some counters move ten times a second
-# A GPU holds its clocks for seconds after work: an H200 draws 121 W then, and 79 W at rest.
-_SETTLE_S, _IDLE_S = 8.0, 2.5
+_SETTLE_S, _IDLE_S = meter.GPU_SETTLE_S, 2.5
 
 
 @cache
@@ -46,8 +45,10 @@ def metered(family: str, run: Callable[[], int], seconds: float = SECONDS) -> Fi
         return unknown(why)
     counter.start()
     try:
-        run()
-        return meter.inference(counter, run, _idle(family), seconds).net_mj
+        began = time.perf_counter()
+        idle = _idle(family)
+        meter.warm(run, time.perf_counter() - began)
+        return meter.inference(counter, run, idle, seconds).net_mj
     finally:
         counter.stop()
 

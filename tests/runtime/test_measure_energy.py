@@ -199,6 +199,26 @@ def test_idle_power_is_taken_off_and_both_figures_are_kept() -> None:
     assert "less 10 W of idle power" in found.net_mj.how
 
 
+def test_what_a_device_draws_at_work_is_read_once_it_draws_it() -> None:
+    """A GPU that has rested: its clocks, and its counter, follow the work a second later."""
+
+    class Slow(Bench):
+        at_work_s = 0.0
+
+        def run(self) -> int:
+            self.sleep(self.run_s)
+            self.at_work_s += self.run_s
+            self.used += self.run_j if self.at_work_s > 1.0 else 0.0
+            return 1
+
+    cold, warmed = Slow(), Slow()
+    idle = meter.idle_power(warmed, 5.0, warmed.clock, warmed.sleep)
+    meter.warm(warmed.run, 5.0, warmed.clock)
+    found = meter.inference(warmed, warmed.run, idle, 1.0, warmed.clock)
+    assert found.net_mj.value == pytest.approx(500.0)
+    assert meter.inference(cold, cold.run, idle, 1.0, cold.clock).net_mj.value != found.net_mj.value
+
+
 def test_intervals_with_a_reset_are_left_out() -> None:
     bench = Bench()
     idle = meter.idle_power(bench, 1.0, bench.clock, bench.sleep)

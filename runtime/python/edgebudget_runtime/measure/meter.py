@@ -18,6 +18,9 @@ from edgebudget_runtime.measure.counters import Counter, Reading
 _INTERVALS = 5
 _MOVES_S = 0.25  # within which a counter that is read while work goes on shows something new
 _RESOLUTION = 1e-6  # of the whole: no counter tells less
+_WARM_S = 2.0  # after a rest as long: clocks rise, and some counters lag behind the power
+# A GPU holds its clocks for seconds after work: an H200 draws 121 W then, and 79 W at rest.
+GPU_SETTLE_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,16 @@ def idle_power(
     if not found:
         return unknown(f"{counter.name} gave no usable interval while idle")
     return _figure(found, f"idle, {counter.name}")
+
+
+def warm(
+    run: Callable[[], int], rested_s: float, clock: Callable[[], float] = time.perf_counter
+) -> None:
+    """Work until the device draws what it draws at work, after a rest of `rested_s` seconds."""
+    until = clock() + min(_WARM_S, rested_s)
+    run()
+    while clock() < until:
+        run()
 
 
 def inference(

@@ -117,8 +117,12 @@ def _energy(job: Job, paths: Paths, tell: Tell) -> None:
         return
     counter.start()
     try:
+        began = time.perf_counter()
+        if job.family == "gpu":
+            time.sleep(meter.GPU_SETTLE_S)
         idle = meter.idle_power(counter, _LEAST_S)
         tell("idle", figure=_plain(idle))
+        meter.warm(partial(paths.once, next(iter(paths.paths))), time.perf_counter() - began)
         each = max(job.seconds / len(paths.paths), _LEAST_S)
         for id in paths.paths:
             found = meter.inference(counter, partial(paths.once, id), idle, each)
