@@ -3,6 +3,7 @@ extrapolated in silence."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_the_error_is_of_what_was_left_out() -> None:
     figure = model.predict(work(1e9, 1e7, 0.01))
     assert figure.value is not None
     assert figure.spread == pytest.approx(figure.value * model.median_error)
+
+
+def test_runs_that_a_meter_missed_move_nothing() -> None:
+    """Their joules are a fortieth of the truth: divided by them, they would outweigh all others."""
+    found = samples(noise=0.1, count=80)
+    for i in (3, 50):
+        found[i] = dataclasses.replace(found[i], joules=found[i].joules / 40)
+    one = work(1e9, 1e7, 0.01)
+    told, wanted = fit(found, **NAMES).predict(one), fit(samples(count=80), **NAMES).predict(one)
+    assert told.value == pytest.approx(wanted.value, rel=0.05)
 
 
 def test_no_coefficient_is_negative() -> None:
