@@ -29,7 +29,7 @@ from edgebudget_runtime.errors import ArtifactError, TargetError, UsageError
 if TYPE_CHECKING:
     from edgebudget.workload import Array
 
-SCHEMA = 3
+SCHEMA = 4
 _MOST_BYTES = 8_000_000
 _MOST_NODES = 100_000  # of the trees of one regressor
 
@@ -102,20 +102,19 @@ class Regressor:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Relative errors on networks that were left out of the fit in turn."""
+    """Relative errors on networks that the fit has not seen, by default left out of it in turn."""
 
     networks: int
     median: float
     p90: float
     rank_correlation: float
+    judged_on: str = ""  # what else they are of
 
     @property
     def words(self) -> str:
         """For the `how` of a figure."""
-        return (
-            f"cross-validated on {self.networks} networks: median error {self.median:.1%}, "
-            f"90 % within {self.p90:.1%}"
-        )
+        judged = self.judged_on or f"cross-validated on {self.networks} networks"
+        return f"{judged}: median error {self.median:.1%}, 90 % within {self.p90:.1%}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
