@@ -190,8 +190,8 @@ def load(file: Path, *, engine: str, engine_version: str) -> EnergyModel:
 def fit(samples: Sequence[Sample], *, device: str, engine: str, engine_version: str) -> EnergyModel:
     """Non-negative, robust least squares of measured joules on (MACs, bytes, time).
 
-    Errors are relative, so that small networks count as much as large ones.
-    Errors are of samples whose whole group was left out.
+    Errors are relative, so that small networks count as much as large ones; those that the model
+    states are of samples whose whole group was left out.
 
     Raises:
         UsageError: EB149 there are too few samples, or energies that are not positive.
