@@ -17,7 +17,7 @@ from edgebudget import predictor_fit, predictors, target_registry
 from edgebudget.cli import main
 from edgebudget.events import Event, Said
 from edgebudget.kernels import FEATURES, Kernel, Observation, work_of
-from edgebudget.predictor import Errors, Predictor, Regressor, Trees
+from edgebudget.predictor import SCHEMA, Errors, Predictor, Regressor, Trees
 from edgebudget.program import Program
 from edgebudget.target import Lowered, TargetSpec
 from edgebudget_runtime.device_id import Device, here
@@ -294,7 +294,7 @@ def test_a_third_partys_predictor_is_data(tmp_path: Path) -> None:
     [
         lambda raw: raw[: len(raw) // 2],
         lambda raw: b"\x80\x04pickle",
-        lambda raw: raw.replace(b'"schema":3', b'"schema":1'),
+        lambda raw: raw.replace(b'"schema":%d' % SCHEMA, b'"schema":1'),
         lambda raw: raw.replace(b'"floor_us":10.0', b'"floor_us":-1.0'),
         lambda raw: raw.replace(b'"*"', b'"?"'),
         lambda raw: raw.replace(b'"roots":[]', b'"roots":[5]'),
