@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgebudget_runtime.measure.counters import Counter
 
 SECONDS = 2.5  # of runs: some counters move ten times a second
-_SETTLE_S, _IDLE_S = meter.GPU_SETTLE_S, 2.5
+_SETTLE_S, _IDLE_S = meter.GPU_SETTLE_S, 2.5  # a GPU's, taken for all
 
 
 @cache
